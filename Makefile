@@ -1,0 +1,59 @@
+# The two commands are `make demo` and `make test`; `make` alone lists the rest.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests start brokers and Airflows: as many workers as there are cores, and no more.
+WORKERS ?= auto
+# Whole files to a worker, so that tests that share a service stay together.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+READY := $(VENV)/.ready
+
+# `airflow standalone` and its kin start `airflow` by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup lock demo test test-slow lint format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv from requirements.lock (nothing to do when it is up to date)
+
+$(READY): requirements.lock requirements.txt pyproject.toml .ci/setup
+	@.ci/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+lock: $(READY) ## Resolve requirements.lock anew within the ranges
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --no-header \
+		--extra dev pyproject.toml -o requirements.lock
+	@! grep -nE '://' requirements.lock
+
+demo: $(READY) ## Run the runbook on an embedded Kafka in a real Airflow (EXIT=1: end with its verdict; APPROVE=1: you answer; QUEUE=name)
+	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(if $(QUEUE),--queue "$(QUEUE)")
+
+test: $(READY) ## Every test but the slow ones
+	$(PYTEST)
+
+test-slow: $(READY) ## The long campaigns: processes killed by the dozen
+	$(PYTEST) -m slow
+
+lint: $(READY) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Sort imports, format, fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure intake, replay and proof beside the raw loops
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what was made here (.venv, run folders, caches); the jar cache in ~/.cache stays
+	rm -rf $(VENV) .run .benchmarks dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

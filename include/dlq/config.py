@@ -1,0 +1,283 @@
+"""A queue's file: one YAML a queue, read into models that name file, field and fix when it is wrong.
+
+``DLQ_CONFIG`` names the folder (any path or URL that every component can read) holding ``queues/<name>.yaml``,
+``taxonomy.yaml`` and ``golden_flows/``; without it, the ``config`` folder shipped beside this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from datetime import datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from upath import UPath
+
+from dlq.errors import ConfigError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+NAME = re.compile(r"[a-z0-9_]{1,40}")
+
+
+def seconds(value: Any) -> float:
+    """Seconds from a number, a timedelta or text such as ``30m``, ``1h``, ``1m 30s``, ``250ms``."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and _DURATION.sub("", value).strip() == "" and value.strip():
+        return sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(value))
+    raise ValueError("not a duration: write 250ms, 5s, 30m, 1h or 1d")
+
+
+Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSource(_Model):
+    """The dead-letter topic. ``start`` says what a first intake takes: there is no default, old letters may matter."""
+
+    kind: Literal["kafka"]
+    connection: str
+    topic: str
+    start: Literal["earliest", "latest"] | datetime
+
+
+class KafkaTarget(_Model):
+    """Where replays go. ``allow`` lists the topics an origin header may select among; ``topic`` (if set) takes all.
+
+    ``group`` is the consumer group whose progress tells the outcome where no orchestrator does.
+    """
+
+    kind: Literal["kafka"]
+    connection: str
+    allow: tuple[str, ...] = Field(min_length=1)
+    topic: str | None = None
+    group: str | None = None
+    ordering: Literal["none", "per_key"] = "none"
+    partitioner: Literal["murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random"] = "murmur2_random"
+    origin_consumers: Literal["read_committed", "read_uncommitted", "unknown"] = "unknown"
+    allow_compacted: bool = False
+
+    @model_validator(mode="after")
+    def _topic_is_allowed(self) -> KafkaTarget:
+        if self.topic is not None and self.topic not in self.allow:
+            raise ValueError(f"topic {self.topic!r} is not in allow: add it there")
+        return self
+
+
+class MemoryEnd(_Model):
+    """The in-memory twin, for tests."""
+
+    kind: Literal["memory"]
+    connection: str = "memory"
+    allow: tuple[str, ...] = ("memory",)
+    start: Literal["earliest", "latest"] = "earliest"
+    ordering: Literal["none", "per_key"] = "none"
+
+
+class Slo(_Model):
+    """Ratios are outstanding ÷ workflows in ``window``; ``workflows`` is that count where nothing can be asked."""
+
+    ratio: float = Field(0.001, gt=0, le=1)
+    alert: float = Field(0.0005, gt=0, le=1)
+    escalate: float = Field(0.01, gt=0, le=1)
+    escalate_after: Seconds = 1800.0
+    window: Seconds = 86400.0
+    workflows: int | None = Field(None, gt=0)
+    success: float = Field(0.99, gt=0, le=1)
+
+
+class Limits(_Model):
+    """``batch`` entries a step, ``rate`` entries/s at most (none: unbounded), ``returns`` replays an entry may fail."""
+
+    batch: int = Field(100, ge=1, le=10_000)
+    rate: float | None = Field(None, gt=0)
+    returns: int = Field(3, ge=1)
+    dr: int = Field(10_000, ge=1)
+    budget: Seconds = 3600.0
+    sample: int = Field(50, ge=10, le=50)
+    gate: float = Field(0.95, gt=0, le=1)
+    jobs: int = Field(1, ge=1, le=64)
+
+
+class Outcome(_Model):
+    """How long after the target's progress a dead letter may still appear, and when waiting ends."""
+
+    grace: Seconds = 5.0
+    deadline: Seconds = 600.0
+
+
+class Approval(_Model):
+    """Who decides fixes and disaster recovery: a person in the UI, or this file's policy."""
+
+    fix: Literal["person", "policy"] = "person"
+    dr: Literal["person", "policy"] = "policy"
+    within: Annotated[Seconds, Field(le=900)] = 900.0
+
+
+class OrchestratorRef(_Model):
+    connection: str
+
+
+class AlertsRef(_Model):
+    """An Alertmanager; ``matchers`` are the labels that name exactly this queue's alerts."""
+
+    connection: str
+    matchers: dict[str, str] = Field(min_length=1)
+
+
+class NotifyRef(_Model):
+    """An Apprise connection that reaches the engineering lead."""
+
+    connection: str
+
+
+class Owners(_Model):
+    """Who gets open work, by category; ``default`` takes the rest."""
+
+    default: str = "on-call"
+    transient: str | None = None
+    permanent: str | None = None
+    manual: str | None = None
+    unknown: str | None = None
+
+    def of(self, category: str) -> str:
+        return getattr(self, category, None) or self.default
+
+
+class QuotaPolicy(_Model):
+    """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, ``headroom`` over the peak need."""
+
+    ceilings: dict[str, float] = Field(default_factory=dict)
+    headroom: float = Field(1.25, ge=1)
+
+
+class QueueConfig(_Model):
+    """One queue's file; its stem is the queue's name."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
+    source: Annotated[KafkaSource | MemoryEnd, Field(discriminator="kind")]
+    target: Annotated[KafkaTarget | MemoryEnd, Field(discriminator="kind")]
+    orchestrator: OrchestratorRef | None = None
+    alerts: AlertsRef | None = None
+    notify: NotifyRef | None = None
+    slo: Slo = Slo()
+    limits: Limits = Limits()
+    outcome: Outcome = Outcome()
+    approval: Approval = Approval()
+    quotas: QuotaPolicy = QuotaPolicy()
+    owners: Owners = Owners()
+    golden_flows: str | None = None
+    schedule: str | None = None
+    ledger: str
+    archive: str
+    report: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_none(cls, data: Any) -> Any:
+        """``orchestrator: none`` reads better than ``null`` in an incident."""
+        if isinstance(data, dict):
+            return {k: None if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule"} else v for k, v in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _never_the_dlq(self) -> QueueConfig:
+        if isinstance(self.source, KafkaSource) and isinstance(self.target, KafkaTarget):
+            for topic in self.target.allow:
+                if topic == self.source.topic or topic.startswith("__") or topic.endswith(("-repartition", "-changelog")):
+                    raise ValueError(f"target.allow: {topic!r} is the DLQ itself or an internal topic; remove it")
+        return self
+
+    @cached_property
+    def sha(self) -> str:
+        """The configuration's fingerprint, written beside every decision that policy made."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+    def tighten(self, overrides: dict[str, Any]) -> QueueConfig:
+        """This queue with a run's params applied; they may only tighten.
+
+        :raises ConfigError: for an unknown key or a value looser than the file's.
+        """
+        limits = self.limits.model_dump()
+        approval = self.approval.model_dump()
+        for key, value in overrides.items():
+            if value is None:
+                continue
+            if key in {"batch", "rate", "budget"}:
+                value = seconds(value) if key == "budget" else value
+                held = limits[key]
+                if held is not None and value > held:
+                    raise ConfigError(f"{self.name}: param {key}={value} is looser than the queue's file ({held}); a run may only tighten it")
+                limits[key] = value
+            elif key in {"approve_fix", "approve_dr"}:
+                field = key.removeprefix("approve_")
+                if value == "policy" and approval[field] == "person":
+                    raise ConfigError(f"{self.name}: param {key}=policy is looser than approval.{field}: person in the queue's file")
+                approval[field] = value
+            else:
+                raise ConfigError(f"{self.name}: unknown param {key!r}; known: batch, rate, budget, approve_fix, approve_dr")
+        return _validated({**self.model_dump(), "limits": limits, "approval": approval}, f"params of {self.name}")
+
+
+def config_root() -> UPath:
+    """The configuration folder (``DLQ_CONFIG``), else the one shipped with this checkout."""
+    return UPath(os.environ.get("DLQ_CONFIG") or Path(__file__).resolve().parent.parent / "config")
+
+
+def queue_names(root: UPath | None = None) -> list[str]:
+    """The stems of ``queues/*.yaml``, sorted; a broken file is listed too (loading it says what is wrong)."""
+    folder = (root or config_root()) / "queues"
+    return sorted(p.stem for p in folder.glob("*.yaml")) if folder.exists() else []
+
+
+def load_queue(name: str, root: UPath | None = None) -> QueueConfig:
+    """A queue's configuration, environment variables (``${NAME}``) in its text replaced.
+
+    :raises ConfigError: naming the file, the field and the fix.
+    """
+    path = (root or config_root()) / "queues" / f"{name}.yaml"
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{path}: a queue's name is 1 to 40 of a-z, 0-9 and _; rename the file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(queue_names(root)) or "none"
+        raise ConfigError(f"no queue {name!r}: {path} does not exist (known: {known}); set DLQ_CONFIG to the folder that has queues/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        data = yaml.safe_load(_expand(text, str(path)))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping with source, target, ledger, archive and report")
+    return _validated({**data, "name": name}, str(path))
+
+
+def _expand(text: str, path: str) -> str:
+    def put(match: re.Match[str]) -> str:
+        value = os.environ.get(match[1], match[3])
+        if value is None:
+            raise ConfigError(f"{path}: environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}")
+        return value
+
+    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}", put, text)
+
+
+def _validated(data: dict[str, Any], where: str) -> QueueConfig:
+    try:
+        return QueueConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or '(file)'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None

@@ -1,0 +1,214 @@
+"""A drain: one holder of a queue's lease, from opening to verdict, attached to by each of its tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from sqlalchemy import func, insert, select, update
+
+from dlq import clock
+from dlq.archive import Archive
+from dlq.config import KafkaSource, KafkaTarget, QueueConfig
+from dlq.errors import ConfigError, Refused
+from dlq.ledger import Ledger, custody, lease
+from dlq.ledger.schema import drain as drains
+from dlq.ledger.schema import entry, event, queue
+from dlq.orchestrator import HttpOrchestrator, Orchestrator
+from dlq.ports import Connections, Depth, Source, Target
+
+LEASE_S = 300.0
+"""How long a lease lasts from the moment a stage takes or extends it without naming a deadline."""
+
+Level = Literal["info", "warning", "error"]
+_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+log = logging.getLogger("dlq.drain")
+
+
+def drain_id(queue: str, run_id: str) -> str:
+    """The id every record, header and log line of a run carries."""
+    return f"{queue}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
+
+
+class Drain:
+    """One run on one queue. Made by :func:`open_drain`, :meth:`attach` or :func:`dry`; close it, or use ``with``.
+
+    ``config`` is the queue's file as it was when the drain was opened. A dry run holds no lease and writes nothing.
+    """
+
+    def __init__(self, identity: str, config: QueueConfig, ledger: Ledger, connections: Connections, *, epoch: int, dry_run: bool = False) -> None:
+        self.id = identity
+        self.queue = config.name
+        self.config = config
+        self.ledger = ledger
+        self.archive = Archive(config.archive, config.name)
+        self.connections = connections
+        self.epoch = epoch
+        self.dry_run = dry_run
+
+    @classmethod
+    def attach(cls, identity: str, *, config: QueueConfig, connections: Connections) -> Drain:
+        """A later task's hold on the drain ``identity``; ``config`` says where its ledger is, the rest is as opened.
+
+        :raises Fenced: when another holder took the lease since.
+        """
+        ledger = Ledger.open(config.ledger)
+        epoch = lease.held(ledger, config.name, identity)
+        with ledger.read() as tx:
+            frozen = tx.execute(select(drains.c.config).where(drains.c.id == identity)).scalar_one()
+        return cls(identity, QueueConfig.model_validate_json(frozen), ledger, connections, epoch=epoch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for name in ("source", "target"):
+            if (client := self.__dict__.pop(name, None)) is not None:
+                client.close()
+        self.ledger.close()
+
+    @cached_property
+    def source(self) -> Source:
+        if isinstance(self.config.source, KafkaSource):
+            from dlq.sources.kafka import KafkaDlq
+
+            return KafkaDlq(self.queue, self.config.source, self.connections)
+        from dlq.sources.memory import MemoryDlq
+
+        return MemoryDlq.shared(self.config.source.connection)
+
+    @cached_property
+    def target(self) -> Target:
+        if isinstance(self.config.target, KafkaTarget):
+            from dlq.targets.kafka import KafkaReplay
+
+            return KafkaReplay(self.config.target, self.connections)
+        from dlq.targets.memory import MemoryReplay
+
+        return MemoryReplay.shared(self.config.target.connection)
+
+    @cached_property
+    def orchestrator(self) -> Orchestrator | None:
+        if self.config.orchestrator is None:
+            return None
+        return HttpOrchestrator.connect(self.connections(self.config.orchestrator.connection))
+
+    def note(self, stage: str, said: str, *, level: Level = "info", **data: Any) -> None:
+        """One line of the drain's timeline and of the log. ``data`` is JSON without payloads."""
+        log.log(_LEVELS[level], "%s: %s", stage, said)
+        if not self.dry_run:
+            with self.ledger.write(self.queue, None) as tx:
+                tx.execute(insert(event).values(drain=self.id, at=clock.now(), stage=stage, level=level, text=said, data=json.dumps(data, default=str)))
+
+    def noted(self, stage: str) -> dict[str, Any] | None:
+        """The data of the newest line a stage wrote, None where it wrote none."""
+        with self.ledger.read() as tx:
+            found = tx.execute(
+                select(event.c.data).where(event.c.drain == self.id, event.c.stage == stage).order_by(event.c.id.desc()).limit(1)
+            ).scalar()
+        return json.loads(found) if found is not None else None
+
+    def phase(self, name: str) -> None:
+        """Say where the drain is, for those who watch it."""
+        if not self.dry_run:
+            with self.ledger.write(self.queue, self.epoch) as tx:
+                tx.execute(update(drains).where(drains.c.id == self.id).values(phase=name))
+
+    def extend(self, seconds: float) -> None:
+        """Hold the lease for ``seconds`` more: a stage extends it to its own deadline before it starts."""
+        if not self.dry_run:
+            lease.extend(self.ledger, self.queue, self.epoch, seconds)
+
+    def positions(self) -> dict[int, int]:
+        """The ledger's position of each partition of the source."""
+        with self.ledger.read() as tx:
+            row = custody.find_source(tx, self.source.uri)
+            return {} if row is None else custody.positions(tx, row)
+
+    def depth(self) -> Depth:
+        """What the DLQ still holds beyond the ledger's positions."""
+        return self.source.depth(self.positions())
+
+    def unsettled(self) -> int:
+        """How many entries in custody are not settled."""
+        with self.ledger.read() as tx:
+            return int(
+                tx.execute(
+                    select(func.count()).select_from(entry).where(entry.c.queue == self.queue, entry.c.settled_drain.is_(None))
+                ).scalar_one()
+            )
+
+
+def open_drain(
+    config: QueueConfig, *, run_id: str, kind: str = "drain", connections: Connections, lease_s: float = LEASE_S
+) -> Drain:
+    """Take the queue's lease, see that the world is as the ledger remembers it, and finish what earlier holders left.
+
+    :raises QueueBusy: while another holder lives.
+    :raises Refused: when a memory was lost or doubled (law 10).
+    :raises ConfigError: when a file, Connection or topic is wrong.
+    """
+    from dlq.replay import finish_earlier  # a replay needs a Drain
+
+    identity = drain_id(config.name, run_id)
+    ledger = Ledger.open(config.ledger)
+    archive = Archive(config.archive, config.name)
+    newest = archive.newest_epoch()
+    if newest is not None and newest[1] != ledger.id:
+        raise Refused(
+            f"archive {archive.root} was last used by ledger {newest[1]}, this is {ledger.id}: the ledger is new, or a second one. "
+            "Point the queue's file at the right ledger; if that one is lost, run `dlq ledger rebuild`"
+        )
+    known = _epoch(ledger, config.name)
+    if newest is not None and newest[0] > known:
+        raise Refused(
+            f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from an older backup. "
+            "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
+        )
+    epoch = lease.acquire(ledger, config.name, identity, run_id=run_id, kind=kind, seconds=lease_s, config=config.model_dump_json())
+    drain = Drain(identity, config, ledger, connections, epoch=epoch)
+    try:
+        archive.claim_epoch(epoch, ledger.id, identity)
+        with ledger.write(config.name, epoch) as tx:
+            row = custody.source_id(tx, config.name, drain.source.uri)
+            positions = custody.positions(tx, row)
+        findings = drain.source.check(positions, ledger.id, epoch)
+        _preflight(drain)
+        for finding in findings:
+            drain.note("open_drain", finding, level="warning")
+        orphans = custody.register_orphans(ledger, archive, config.name, epoch)
+        if orphans:
+            drain.note("open_drain", f"{orphans} segment(s) without rows, left by a crash, were registered; their entries are read again")
+        finish_earlier(drain)
+    except BaseException:
+        lease.release(ledger, config.name, identity, epoch, "refused")
+        drain.close()
+        raise
+    return drain
+
+
+def dry(config: QueueConfig, *, run_id: str, connections: Connections) -> Drain:
+    """A drain that holds no lease and changes nothing: for dry runs, samples and looks."""
+    return Drain(drain_id(config.name, run_id), config, Ledger.open(config.ledger), connections, epoch=-1, dry_run=True)
+
+
+def _epoch(ledger: Ledger, name: str) -> int:
+    with ledger.read() as tx:
+        return int(tx.execute(select(queue.c.epoch).where(queue.c.name == name)).scalar() or 0)
+
+
+def _preflight(drain: Drain) -> None:
+    """Look at the target before anything leaves the queue.
+
+    :raises ConfigError: naming the field and the fix.
+    """
+    target = drain.config.target
+    problems = drain.target.preflight()
+    if problems:
+        raise ConfigError(f"queue {drain.queue}: target ({target.connection}): " + "; ".join(problems))

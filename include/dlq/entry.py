@@ -1,0 +1,87 @@
+"""What a dead letter is before and after it is understood."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from struct import pack
+
+import msgspec
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""Headers in their order, repeats and nulls kept."""
+
+
+class Record(msgspec.Struct, gc=False):
+    """One dead letter as the queue gave it, byte for byte.
+
+    ``part`` and ``pos`` are the Kafka partition and offset (SQS: part 0, pos None); ``place`` identifies the
+    record within its source (the offset as text, or the MessageId). ``flaw`` names what the client could not
+    represent (then ``headers`` is empty); such an entry is never replayed as it is.
+    """
+
+    part: int
+    place: str
+    pos: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int | None
+    flaw: str | None = None
+
+
+class Understood(msgspec.Struct, gc=False):
+    """What an envelope decoder read from a record; ``None`` where the record does not say.
+
+    All text is untrusted. Times are epoch milliseconds.
+    """
+
+    format: str = "unknown"
+    error_type: str | None = None
+    cause_type: str | None = None
+    message: str | None = None
+    component: str | None = None
+    stage: str | None = None
+    attempts: int | None = None
+    failed_at_ms: int | None = None
+    origin_topic: str | None = None
+    origin_partition: int | None = None
+    origin_offset: int | None = None
+    origin_timestamp_ms: int | None = None
+    consumer_group: str | None = None
+    correlation_id: str | None = None
+    trace_id: str | None = None
+    dedupe_key: str | None = None
+    retry_count: int = 0
+
+    @property
+    def origin(self) -> str | None:
+        """The source identity two copies of one failed message share, or None where a field of it is missing."""
+        if self.origin_topic is None or self.origin_partition is None or self.origin_offset is None:
+            return None
+        return f"{self.origin_topic}/{self.origin_partition}/{self.origin_offset}@{self.consumer_group or ''}"
+
+
+class Group(msgspec.Struct, frozen=True):
+    """What a failure's signature and the taxonomy make of it; entries sharing one are handled alike."""
+
+    fingerprint: str
+    signature: str
+    component: str
+    error_type: str
+    category: str
+    remedy: str
+    rule: str
+    format: str
+    owner: str
+
+
+def payload_sha(key: bytes | None, value: bytes | None) -> str:
+    """The payload sum of a record (hex sha256): key and value, each framed so that null is not empty."""
+    digest = sha256(pack(">i", -1) if key is None else pack(">i", len(key)) + key)
+    digest.update(b"\xff" if value is None else b"\x00" + value)
+    return digest.hexdigest()
+
+
+def idempotency_key(entry_ref: str, payload: str, target: str) -> str:
+    """The key an entry is sent under for life (hex sha256): its place, payload sum and target; no attempt in it."""
+    return sha256(f"{entry_ref}\n{payload}\n{target}".encode()).hexdigest()

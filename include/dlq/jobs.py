@@ -1,0 +1,244 @@
+"""Run a job: its entries to the target, in transactions whose cursor the target keeps."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import select
+
+from dlq import clock, envelopes
+from dlq.archive import Rows
+from dlq.drain import Drain
+from dlq.entry import Headers
+from dlq.errors import ArchiveError, Fenced, TargetError
+from dlq.ledger import jobs as ledger
+from dlq.ledger.jobs import Item
+from dlq.ledger.schema import queue as queues
+from dlq.pace import Rate
+from dlq.ports import Delivered, Output, Unproducible, Writer
+
+MAX_RECORDS, MAX_BYTES = 1_000, 8 << 20
+"""A transaction's bounds: an open one stalls every read_committed consumer of the target (RULES, Kafka 10)."""
+
+_SEGMENTS = 8  # decoded segments kept: a plan in order of intake reads each once
+_TRIES = 3
+
+
+class CursorLost(TargetError):
+    """The target has no memory of a job that ran: what was planned is in doubt until a person, or evidence, says."""
+
+
+class JobRun:
+    """This process as the writer of one job. Enter it, ``send`` up to an ordinal, again and again; it goes on after a crash.
+
+    :param records: the most records a transaction carries.
+    """
+
+    def __init__(self, drain: Drain, job_id: str, *, records: int = MAX_RECORDS) -> None:
+        self._drain = drain
+        self._records = records
+        self._token = uuid.uuid4().hex
+        self._segments: OrderedDict[int, Rows] = OrderedDict()
+        self._rate = Rate(drain.config.limits.rate / max(1, drain.config.limits.jobs) if drain.config.limits.rate else None)
+        self._per_key = drain.config.target.ordering == "per_key"
+        self._open = ExitStack()
+        with drain.ledger.read() as tx:
+            self.job = ledger.get(tx, job_id)
+        self.cursor = self.job.cursor
+        self.skipped = 0
+
+    def __enter__(self) -> Self:
+        self._pool = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="dlq-commit"))
+        self._writers = self._open.enter_context(ExitStack())
+        try:
+            self._reopen(fresh=True)
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def _reopen(self, *, fresh: bool = False) -> None:
+        """Init (fences an older writer), read the cursor, settle what it has passed, go on from there."""
+        drain, job = self._drain, self.job
+        ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=fresh)
+        self._writers.close()
+        about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
+        self._writer: Writer = self._writers.enter_context(drain.target.writer(job.id, job.target, about))
+        with drain.ledger.read() as tx:
+            job = self.job = ledger.get(tx, job.id)
+        found = self._writer.cursor()
+        if found is None and job.state == "running":
+            n = ledger.doubt(drain.ledger, drain.queue, drain.epoch, job.id)
+            raise CursorLost(f"job {job.id}: the target keeps no cursor of it; {n} entries are in doubt and wait for a person (`dlq explain`, review)")
+        if job.target_from is None:
+            ledger.mark_from(drain.ledger, drain.queue, drain.epoch, job.id, drain.target.ends(job.target))
+        if found is None:
+            self._writer.send([], 0)
+        if job.state != "running":
+            ledger.start(drain.ledger, drain.queue, drain.epoch, job.id)
+        if found is not None and found > job.cursor:
+            self._settle(found, [])
+        with drain.ledger.read() as tx:
+            self.job = ledger.get(tx, job.id)
+            unknown = ledger.undelivered(tx, job.id)
+        self.cursor = self.job.cursor
+        if unknown:
+            self._find_deliveries()
+
+    def _find_deliveries(self) -> None:
+        """After a crash between the target's commit and ours: find where the last outputs went by our header."""
+        start = {int(p): o for p, o in (self.job.target_from or {}).items()}
+        for page in self._drain.target.delivered(self.job.target, start):
+            ours = [Delivered(ordinal, part, pos) for job, ordinal, part, pos in page if job == self.job.id and ordinal < self.cursor]
+            if ours:
+                with self._drain.ledger.write(self._drain.queue, self._drain.epoch) as tx:
+                    ledger.add_deliveries(tx, self.job.id, ours, clock.now())
+
+    def _settle(self, cursor: int, delivered: Sequence[Delivered]) -> None:
+        drain = self._drain
+        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            ledger.settle(tx, self.job, drain.id, cursor, delivered, clock.now())
+
+    def send(self, until: int, deadline: float) -> int:
+        """Send on until ordinal ``until`` or the (monotonic) deadline; returns the cursor.
+
+        The next transaction's records are read while the target commits the one before.
+
+        :raises Fenced: when another try or drain took over.
+        :raises TargetError: when the target does not come back; the job goes on from its cursor at the next try.
+        """
+        until = min(until, self.job.size)
+        tries = 0
+        while self.cursor < until and time.monotonic() < deadline and not self._paused():
+            try:
+                self._send_some(until, deadline)
+                tries = 0
+            except Fenced:
+                raise
+            except TargetError:
+                tries += 1
+                if tries >= _TRIES:
+                    raise
+                time.sleep(min(2.0**tries, 10.0))
+                self._reopen()
+        return self.cursor
+
+    def _send_some(self, until: int, deadline: float) -> None:
+        chunk, outputs = self._next(self.cursor, until)
+        while True:
+            if not chunk:
+                self._pass(until)
+                return
+            cursor = chunk[-1].ordinal + 1
+            self._rate.wait(len(chunk))
+            try:
+                self._writer.produce(outputs)
+                commit = self._pool.submit(self._writer.commit, cursor)
+                ahead = self._next(cursor, until) if cursor < until else ([], [])
+                delivered = commit.result()
+            except Unproducible as fault:
+                self._reopen()
+                self._isolate(chunk, outputs, fault)
+                return
+            self._settle(cursor, delivered)
+            self.cursor = cursor
+            if cursor >= until or time.monotonic() >= deadline or self._paused():
+                return
+            chunk, outputs = ahead
+
+    def _pass(self, until: int) -> None:
+        """Nothing is left to send before ``until`` (all of it was skipped): move the cursor past it."""
+        self._writer.send([], until)
+        self._settle(until, [])
+        self.cursor = until
+
+    def _isolate(self, chunk: Sequence[Item], outputs: Sequence[Output], fault: Unproducible) -> None:
+        """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor may pass it."""
+        if len(chunk) == 1:
+            drain = self._drain
+            with drain.ledger.write(drain.queue, drain.epoch) as tx:
+                self.skipped += ledger.skip(tx, self.job.id, chunk[0], fault.reason, per_key=self._per_key)
+            return
+        half = len(chunk) // 2
+        for some, out in ((chunk[:half], outputs[:half]), (chunk[half:], outputs[half:])):
+            cursor = some[-1].ordinal + 1
+            try:
+                delivered = self._writer.send(out, cursor)
+            except Unproducible as found:
+                self._reopen()
+                self._isolate(some, out, found)
+                return
+            self._settle(cursor, delivered)
+            self.cursor = cursor
+
+    def _next(self, first: int, until: int) -> tuple[list[Item], list[Output]]:
+        """The next transaction's lines and outputs, within its bounds."""
+        with self._drain.ledger.read() as tx:
+            items = ledger.items(tx, self.job.id, first, min(self._rate.room(self._records), until - first))
+            missing = [s for s in dict.fromkeys(i.segment for i in items) if s not in self._segments]
+            uris = ledger.segment_uris(tx, missing)
+        items = [i for i in items if i.ordinal < until]
+        outputs: list[Output] = []
+        size = 0
+        for item in items:
+            output = self._output(item, uris)
+            size += len(output.key or b"") + len(output.value or b"")
+            if outputs and size > MAX_BYTES:
+                break
+            outputs.append(output)
+        return items[: len(outputs)], outputs
+
+    def _output(self, item: Item, uris: dict[int, tuple[str, str]]) -> Output:
+        rows = self._segments.get(item.segment)
+        if rows is None:
+            uri = uris.get(item.segment)
+            if uri is None:
+                with self._drain.ledger.read() as tx:
+                    uri = ledger.segment_uris(tx, [item.segment])[item.segment]
+            rows = Rows(self._drain.archive.read(uri[0]))
+            self._segments[item.segment] = rows
+            if len(self._segments) > _SEGMENTS:
+                self._segments.popitem(last=False)
+        if rows.payload_sha(item.row_no) != item.payload_sha:
+            raise ArchiveError(f"{item.ref}: the archive's bytes are not those of the plan; nothing of this batch was sent. Restore the archive from a backup")
+        stored = rows[item.row_no]
+        if self.job.kind == "hand_back":
+            return Output(item.ordinal, stored.key, stored.value, (*stored.headers, *self._ours(item, stored.timestamp_ms)), stored.timestamp_ms, stored.part)
+        headers = (*envelopes.strip(stored.headers), *self._ours(item, stored.timestamp_ms))
+        return Output(item.ordinal, stored.key, stored.value, headers, stored.timestamp_ms, _origin_partition(item.origin))
+
+    def _ours(self, item: Item, timestamp_ms: int | None) -> Headers:
+        return (
+            ("dlq-drain", self._drain.id.encode()),
+            ("dlq-job", self.job.id.encode()),
+            ("dlq-ordinal", b"%d" % item.ordinal),
+            ("dlq-entry", item.ref.encode()),
+            ("dlq-key", item.idem_key.encode()),
+            ("dlq-retry-count", b"%d" % (item.attempts + 1)),
+            ("dlq-original-timestamp", b"%d" % (timestamp_ms or 0)),
+        )
+
+    def _paused(self) -> bool:
+        with self._drain.ledger.read() as tx:
+            return tx.execute(select(queues.c.paused_by).where(queues.c.name == self._drain.queue)).scalar() is not None
+
+    def close(self, ended: str, rest: str) -> int:
+        """End the job; what was not sent is open again. Returns how many that were."""
+        return ledger.close(self._drain.ledger, self._drain.queue, self._drain.epoch, self.job.id, ended, rest)
+
+
+def _origin_partition(origin: str | None) -> int | None:
+    """The partition in ``topic/partition/offset@group``; a topic holds no slash."""
+    parts = origin.split("/", 2) if origin else []
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None

@@ -1,0 +1,123 @@
+"""Kafka clients of our own settings: a Connection gives transport and security, never semantics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from dlq.errors import ConfigError, SourceError
+from dlq.ports import Connection
+
+TIMEOUT_S = 30.0
+
+# librdkafka's own log goes to this logger only: what matters arrives as an error of the call that met it.
+_QUIET = logging.getLogger("dlq.kafka.client")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
+_FORCED_CONSUMER = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "isolation.level": "read_committed",
+    "auto.offset.reset": "error",
+    "group.protocol": "classic",
+    "enable.partition.eof": True,
+    "check.crcs": True,
+}
+_FORCED_PRODUCER = {"acks": "all", "enable.idempotence": True, "compression.type": "lz4"}
+_OURS = {*_FORCED_CONSUMER, *_FORCED_PRODUCER, "group.id", "transactional.id", "partitioner", "transaction.timeout.ms"}
+_OURS -= {"compression.type"}
+
+
+def transport(connection: Connection) -> dict[str, Any]:
+    """The librdkafka settings of a Connection's extra.
+
+    :raises ConfigError: when it sets what a drain must set itself, or names no broker.
+    """
+    extra = dict(connection.extra)
+    for key in sorted(_OURS & extra.keys()):
+        raise ConfigError(f"Connection {connection.id}: remove {key!r} from its extra; the drain sets it, another value could lose or double entries")
+    if not extra.get("bootstrap.servers"):
+        raise ConfigError(f'Connection {connection.id}: its extra needs "bootstrap.servers", for example {{"bootstrap.servers": "broker:9092"}}')
+    return extra
+
+
+def admin(connection: Connection) -> AdminClient:
+    return AdminClient(transport(connection), logger=_QUIET)
+
+
+def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:
+    """A consumer that is only ever assigned, never subscribed: ``group`` is where its offsets are kept."""
+    config = {"queued.max.messages.kbytes": 32768, **transport(connection), **_FORCED_CONSUMER, "group.id": group, **settings}
+    return Consumer(config, logger=_QUIET)
+
+
+def producer_config(connection: Connection, **settings: Any) -> dict[str, Any]:
+    return {**transport(connection), **_FORCED_PRODUCER, **settings}
+
+
+def cluster_id(client: AdminClient) -> str:
+    try:
+        found = client.describe_cluster(request_timeout=TIMEOUT_S).result(TIMEOUT_S).cluster_id
+    except (KafkaException, TimeoutError) as error:
+        raise SourceError(f"Kafka can't be reached: {reason(error)}; is the broker up and the Connection right?") from error
+    if not found:
+        raise SourceError("the Kafka cluster tells no id; a drain needs one to name its entries")
+    return str(found)
+
+
+def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
+    """A topic's id and partitions.
+
+    :raises ConfigError: when it doesn't exist; ``field`` names where it is configured.
+    """
+    try:
+        described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result(TIMEOUT_S)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise ConfigError(f"{field}: topic {name!r} does not exist on this cluster; create it or name the right one") from None
+        if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise ConfigError(f"{field}: no permission to describe topic {name!r}; grant DESCRIBE and READ or WRITE") from None
+        raise SourceError(f"topic {name!r} can't be described: {reason(error)}") from error
+    except TimeoutError as error:
+        raise SourceError(f"topic {name!r} can't be described in {TIMEOUT_S:.0f} s; is the broker up?") from error
+    return str(described.topic_id), sorted(p.id for p in described.partitions)
+
+
+def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[int, int]]:
+    """Log start and last stable offset of each partition (the client's isolation decides: read committed)."""
+    found = {}
+    for part in parts:
+        try:
+            low, high = client.get_watermark_offsets(TopicPartition(name, part), timeout=TIMEOUT_S, cached=False)
+        except KafkaException as error:
+            raise SourceError(f"{name}/{part}: offsets can't be read: {reason(error)}") from error
+        found[part] = (low, high)
+    return found
+
+
+def committed(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[int, str | None]]:
+    """A group's committed offset and its metadata, for the partitions that have one."""
+    try:
+        found = client.committed([TopicPartition(name, p) for p in parts], timeout=TIMEOUT_S)
+    except KafkaException as error:
+        raise SourceError(f"{name}: committed offsets can't be read: {reason(error)}") from error
+    for partition in found:
+        if partition.error is not None:
+            raise SourceError(f"{name}/{partition.partition}: committed offset can't be read: {partition.error.str()}")
+    return {p.partition: (p.offset, p.metadata) for p in found if p.offset >= 0}
+
+
+def reason(error: BaseException) -> str:
+    """What librdkafka says, without its object's looks."""
+    first = error.args[0] if error.args else error
+    return first.str() if isinstance(first, KafkaError) else str(first) or type(error).__name__
+
+
+def positions(mapping: Mapping[int, int], name: str, metadata: str) -> list[TopicPartition]:
+    return [TopicPartition(name, part, offset, metadata=metadata) for part, offset in mapping.items()]
+

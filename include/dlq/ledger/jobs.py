@@ -1,0 +1,341 @@
+"""Plans and jobs: frozen lists of entries, one writer each, a cursor that only the target's own moves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, select, update
+
+from dlq import clock
+from dlq.entry import idempotency_key
+from dlq.errors import DlqError, Fenced
+from dlq.ledger.custody import batched
+from dlq.ledger.schema import decision, delivery, entry, job, job_entry, plan, segment, source
+from dlq.ledger.store import Ledger, insert_rows
+from dlq.ports import Delivered
+
+_PAGE = 4_000
+
+
+class PlanStale(DlqError):
+    """An entry of the plan is no longer what was approved; nothing was planned. Make a new plan and look again."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    id: str
+    plan: str
+    plan_hash: str
+    drain: str
+    kind: str
+    canary: bool
+    target: str
+    size: int
+    cursor: int
+    state: str
+    target_from: Mapping[str, int] | None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A job's line: which entry, and which archived bytes to send for it."""
+
+    ordinal: int
+    entry: int
+    ref: str
+    segment: int
+    row_no: int
+    payload_sha: str
+    idem_key: str
+    attempts: int
+    key_hash: str | None
+    origin: str | None
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """One job of a plan being made: its entries in order."""
+
+    target: str
+    entries: Iterable[Sequence[Any]]
+    canary: bool = False
+    kind: str = "replay"
+
+
+def propose(ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts: Iterable[Cut], *, expires_s: float) -> str | None:
+    """Freeze a plan of jobs; its entries stay as they are until :func:`approve`. Returns its id, None where it has no entry.
+
+    ``cuts`` give rows of (entry id, source uri, part, place, segment, row_no, payload_sha), already in sending order.
+    """
+    digest = hashlib.sha256(f"{drain}\n{stage}\n".encode())
+    with ledger.write(queue, epoch) as tx:
+        n = tx.execute(select(func.count()).select_from(plan).where(plan.c.drain == drain)).scalar_one() + 1
+        plan_id = f"{drain}.p{n}"
+        tx.execute(
+            insert(plan).values(
+                id=plan_id, queue=queue, drain=drain, stage=stage, hash=f"incomplete:{plan_id}", proposed_at=clock.now(), expires_at=clock.after(expires_s)
+            )
+        )
+        number = tx.execute(select(func.count()).select_from(job).where(job.c.drain == drain)).scalar_one()
+    total = 0
+    for cut in cuts:
+        size, job_id = 0, f"{drain}.{number + 1}"
+        for page in batched(cut.entries, _PAGE):
+            with ledger.write(queue, epoch) as tx:
+                if size == 0:
+                    number += 1
+                    tx.execute(
+                        insert(job).values(
+                            id=job_id, queue=queue, plan=plan_id, drain=drain, kind=cut.kind, canary=int(cut.canary), target=cut.target, size=0, state="proposed"
+                        )
+                    )
+                    digest.update(f"{cut.kind}\n{cut.target}\n{cut.canary}\n".encode())
+                rows = []
+                for entry_id, uri, part, place, segment_id, row_no, sha in page:
+                    rows.append((job_id, size, entry_id, segment_id, row_no, sha, idempotency_key(f"{uri}/{part}/{place}", sha, cut.target)))
+                    digest.update(f"{entry_id} {sha}\n".encode())
+                    size += 1
+                insert_rows(tx, job_entry, ("job", "ordinal", "entry", "segment", "row_no", "payload_sha", "idem_key"), rows)
+        if size:
+            with ledger.write(queue, epoch) as tx:
+                tx.execute(update(job).where(job.c.id == job_id).values(size=size))
+        total += size
+    with ledger.write(queue, epoch) as tx:
+        values = {"hash": digest.hexdigest()} if total else {"withdrawn_at": clock.now()}
+        tx.execute(update(plan).where(plan.c.id == plan_id).values(**values))
+    return plan_id if total else None
+
+
+def approve(ledger: Ledger, queue: str, epoch: int, plan_id: str, plan_hash: str, decision_id: int) -> None:
+    """Lock the plan's entries for its jobs, all or none.
+
+    :raises PlanStale: when the hash is another, the approval expired, or an entry is no longer open.
+    """
+    with ledger.write(queue, epoch) as tx:
+        found = tx.execute(select(plan).where(plan.c.id == plan_id)).mappings().one()
+        if found["hash"] != plan_hash or found["withdrawn_at"]:
+            raise PlanStale(f"plan {plan_id} is not the one that was approved (hash {found['hash'][:12]}, approved {plan_hash[:12]}); look at it again")
+        if found["expires_at"] < clock.now():
+            raise PlanStale(f"plan {plan_id}: the time to start it ended at {found['expires_at']}; make a new plan")
+        for row in tx.execute(select(job.c.id, job.c.size).where(job.c.plan == plan_id, job.c.state == "proposed")).all():
+            locked = tx.execute(
+                update(entry)
+                .where(entry.c.id.in_(select(job_entry.c.entry).where(job_entry.c.job == row.id)), entry.c.state == "open")
+                .values(state="planned", job=row.id)
+            )
+            if locked.rowcount != row.size:
+                raise PlanStale(f"plan {plan_id}: {row.size - locked.rowcount} of its entries are no longer open; make a new plan")
+            tx.execute(update(job).where(job.c.id == row.id).values(state="approved"))
+        tx.execute(update(plan).where(plan.c.id == plan_id).values(decision=decision_id, approved_at=clock.now()))
+
+
+def withdraw(ledger: Ledger, queue: str, epoch: int, plan_id: str) -> None:
+    """Give up a plan that was never approved."""
+    with ledger.write(queue, epoch) as tx:
+        tx.execute(update(plan).where(plan.c.id == plan_id, plan.c.decision.is_(None)).values(withdrawn_at=clock.now()))
+        tx.execute(update(job).where(job.c.plan == plan_id, job.c.state == "proposed").values(state="closed", ended="withdrawn"))
+
+
+def plan_hash(tx: Connection, plan_id: str) -> str:
+    return str(tx.execute(select(plan.c.hash).where(plan.c.id == plan_id)).scalar_one())
+
+
+def find(tx: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
+    """Jobs in the order they were made."""
+    rows = tx.execute(
+        select(job, plan.c.hash.label("plan_hash")).join(plan, plan.c.id == job.c.plan).where(*conditions).order_by(plan.c.proposed_at, job.c.id)
+    ).mappings()
+    return [
+        Job(
+            r["id"], r["plan"], r["plan_hash"], r["drain"], r["kind"], bool(r["canary"]), r["target"], r["size"], r["cursor"], r["state"],
+            json.loads(r["target_from"]) if r["target_from"] else None,
+        )
+        for r in rows
+    ]  # fmt: skip
+
+
+def get(tx: Connection, job_id: str) -> Job:
+    return find(tx, job.c.id == job_id)[0]
+
+
+def claim_writer(ledger: Ledger, queue: str, epoch: int, job_id: str, token: str, *, fresh: bool) -> None:
+    """Make ``token`` the job's writer (``fresh``: a new try), or see that it still is.
+
+    :raises Fenced: when a newer try took the job.
+    """
+    with ledger.write(queue, epoch) as tx:
+        if fresh:
+            tx.execute(update(job).where(job.c.id == job_id).values(writer=token))
+        elif tx.execute(select(job.c.writer).where(job.c.id == job_id)).scalar_one() != token:
+            raise Fenced(f"job {job_id}: a newer try writes it; this one stops")
+
+
+def start(ledger: Ledger, queue: str, epoch: int, job_id: str) -> None:
+    """The job runs: its cursor 0 is at the target."""
+    with ledger.write(queue, epoch) as tx:
+        tx.execute(update(job).where(job.c.id == job_id, job.c.state == "approved").values(state="running"))
+
+
+def mark_from(ledger: Ledger, queue: str, epoch: int, job_id: str, target_from: Mapping[int, int]) -> None:
+    """Write down where the target ended before the job's first output, once."""
+    with ledger.write(queue, epoch) as tx:
+        tx.execute(update(job).where(job.c.id == job_id, job.c.target_from.is_(None)).values(target_from=json.dumps({str(p): o for p, o in target_from.items()})))
+
+
+def items(tx: Connection, job_id: str, first: int, limit: int) -> list[Item]:
+    """The next lines still planned, from ordinal ``first`` on."""
+    rows = tx.execute(
+        select(
+            job_entry.c.ordinal, job_entry.c.entry, source.c.uri, entry.c.part, entry.c.place, job_entry.c.segment, job_entry.c.row_no,
+            job_entry.c.payload_sha, job_entry.c.idem_key, entry.c.attempts, entry.c.key_hash, entry.c.origin,
+        )
+        .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job) & (entry.c.state == "planned"))
+        .join(source, source.c.id == entry.c.source)
+        .where(job_entry.c.job == job_id, job_entry.c.ordinal >= first)
+        .order_by(job_entry.c.ordinal)
+        .limit(limit)
+    )  # fmt: skip
+    return [Item(r[0], r[1], f"{r[2]}/{r[3]}/{r[4]}", *r[5:]) for r in rows]
+
+
+def settle(tx: Connection, settled: Job, drain: str, cursor: int, delivered: Sequence[Delivered], sent_at: str) -> int:
+    """What the target's cursor has passed is sent: settle it, and remember where it went. Returns how many."""
+    state = "handed_back" if settled.kind == "hand_back" else "replayed"
+    passed = select(job_entry.c.entry).where(job_entry.c.job == settled.id, job_entry.c.ordinal < cursor)
+    known = tx.execute(select(job.c.cursor).where(job.c.id == settled.id)).scalar_one()
+    passed = passed.where(job_entry.c.ordinal >= known)
+    done = tx.execute(
+        update(entry)
+        .where(entry.c.id.in_(passed), entry.c.state == "planned", entry.c.job == settled.id)
+        .values(state=state, settled_drain=drain, reason="sent, outcome not known yet" if state == "replayed" else "handed back to the queue")
+    ).rowcount
+    add_deliveries(tx, settled.id, delivered, sent_at)
+    tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
+    return int(done)
+
+
+def add_deliveries(tx: Connection, job_id: str, delivered: Iterable[Delivered], sent_at: str) -> None:
+    insert_rows(
+        tx, delivery, ("job", "ordinal", "part", "pos", "ref", "sent_at"),
+        [(job_id, d.ordinal, d.part, d.pos, d.ref, sent_at) for d in delivered], skip_on=("job", "ordinal"),
+    )  # fmt: skip
+
+
+def undelivered(tx: Connection, job_id: str) -> bool:
+    """Whether an entry of the job is settled as sent without a known place on the target."""
+    known = exists().where(delivery.c.job == job_entry.c.job, delivery.c.ordinal == job_entry.c.ordinal)
+    missing = (
+        select(job_entry.c.ordinal)
+        .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+        .where(job_entry.c.job == job_id, entry.c.state.in_(("replayed", "handed_back")), ~known)
+        .limit(1)
+    )
+    return tx.execute(missing).first() is not None
+
+
+def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool) -> int:
+    """Leave an entry out, before the cursor may pass it; with it, in a queue ordered by key, the later ones of its key."""
+    tx.execute(
+        update(entry).where(entry.c.id == item.entry, entry.c.job == job_id, entry.c.state == "planned").values(state="open", job=None, reason=reason)
+    )
+    if not per_key or item.key_hash is None:
+        return 1
+    later = tx.execute(
+        update(entry)
+        .where(entry.c.job == job_id, entry.c.state == "planned", entry.c.key_hash == item.key_hash, entry.c.id > item.entry)
+        .values(state="open", job=None, reason="earlier_entry_of_key")
+    )
+    return 1 + int(later.rowcount)
+
+
+def close(ledger: Ledger, queue: str, epoch: int, job_id: str, ended: str, rest: str) -> int:
+    """End a job: what was not sent is open again with reason ``rest``. Returns how many that were."""
+    with ledger.write(queue, epoch) as tx:
+        freed = tx.execute(update(entry).where(entry.c.job == job_id, entry.c.state == "planned").values(state="open", job=None, reason=rest))
+        tx.execute(update(job).where(job.c.id == job_id).values(state="closed", ended=ended))
+    return int(freed.rowcount)
+
+
+def doubt(ledger: Ledger, queue: str, epoch: int, job_id: str) -> int:
+    """The job's cursor is gone from the target: what is planned may or may not have been sent."""
+    with ledger.write(queue, epoch) as tx:
+        moved = tx.execute(
+            update(entry).where(entry.c.job == job_id, entry.c.state == "planned").values(state="ambiguous", reason="the job's cursor is gone from the target")
+        )
+        tx.execute(update(job).where(job.c.id == job_id).values(state="closed", ended="cursor lost"))
+    return int(moved.rowcount)
+
+
+def segment_uris(tx: Connection, ids: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Each segment's uri and file sum."""
+    found: dict[int, tuple[str, str]] = {}
+    for some in batched(ids, 500):
+        found.update({r.id: (r.uri, r.sha256) for r in tx.execute(select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(some)))})
+    return found
+
+
+def confirm_below(tx: Connection, job_id: str, first: int, last: int, progress: Mapping[int, int]) -> int:
+    """Confirm what was delivered before the consuming group's position, ordinals ``first`` ≤ n < ``last``."""
+    done = 0
+    for part, position in progress.items():
+        passed = (
+            select(job_entry.c.entry)
+            .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
+            .where(delivery.c.job == job_id, delivery.c.ordinal >= first, delivery.c.ordinal < last, delivery.c.part == part, delivery.c.pos < position)
+        )
+        done += tx.execute(_confirm.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount
+    return done
+
+
+_confirm = update(entry).where(entry.c.state == "replayed").values(state="confirmed", reason="its replay succeeded")
+
+
+def confirm_keys(tx: Connection, job_id: str, keys: Iterable[str]) -> int:
+    """Confirm by idempotency key."""
+    done = 0
+    for some in batched(keys, 500):
+        ours = select(job_entry.c.entry).where(job_entry.c.job == job_id, job_entry.c.idem_key.in_(some))
+        done += tx.execute(_confirm.where(entry.c.id.in_(ours), entry.c.job == job_id)).rowcount
+    return done
+
+
+def awaited_keys(tx: Connection, job_id: str, first: int, last: int) -> list[str]:
+    """The keys of what was sent and whose outcome is not known."""
+    rows = tx.execute(
+        select(job_entry.c.idem_key)
+        .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+        .where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < last, entry.c.state == "replayed")
+    )
+    return [str(r[0]) for r in rows]
+
+
+def passed_below(tx: Connection, job_id: str, first: int, last: int, progress: Mapping[int, int]) -> int:
+    """How many deliveries of the ordinals the consuming group has passed."""
+    total = 0
+    for part, position in progress.items():
+        total += tx.execute(
+            select(func.count()).select_from(delivery)
+            .where(delivery.c.job == job_id, delivery.c.ordinal >= first, delivery.c.ordinal < last, delivery.c.part == part, delivery.c.pos < position)
+        ).scalar_one()  # fmt: skip
+    return total
+
+
+def outcomes(tx: Connection, job_id: str, first: int, last: int) -> dict[str, int]:
+    """Counts by state of the entries of ordinals ``first`` ≤ n < ``last`` that this job holds."""
+    rows = tx.execute(
+        select(entry.c.state, func.count())
+        .join(job_entry, and_(entry.c.id == job_entry.c.entry, entry.c.job == job_entry.c.job))
+        .where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < last)
+        .group_by(entry.c.state)
+    )
+    return {str(state): int(n) for state, n in rows}
+
+
+def record_decision(tx: Connection, queue: str, who: str, kind: str, subject: str, saw: str, choice: str, drain: str | None = None) -> int:
+    """Write a decision down: who, when, what they saw, what they chose."""
+    return int(
+        tx.execute(
+            insert(decision).values(queue=queue, at=clock.now(), who=who, kind=kind, subject=subject, saw=saw, choice=choice, drain=drain).returning(decision.c.id)
+        ).scalar_one()
+    )

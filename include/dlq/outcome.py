@@ -1,0 +1,107 @@
+"""What became of a replay: confirmed, returned, or not known yet."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from dlq.drain import Drain
+from dlq.intake import Intake
+from dlq.ledger import jobs as ledger
+
+KNOWN = 0.8
+"""A gate looks once this share of a step is known (DESIGN §7)."""
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of a job's sent ordinals."""
+
+    confirmed: int
+    returned: int
+    awaited: int
+
+    @property
+    def success(self) -> float | None:
+        """confirmed ÷ (confirmed + returned); None while nothing is known."""
+        known = self.confirmed + self.returned
+        return self.confirmed / known if known else None
+
+    @property
+    def known(self) -> float:
+        total = self.confirmed + self.returned + self.awaited
+        return (self.confirmed + self.returned) / total if total else 1.0
+
+
+class Outcomes:
+    """Settles the outcomes of jobs: by the orchestrator's word, else by the consuming group's progress.
+
+    A return counts only once its dead letter is in custody; so each look takes what has come into the queue since.
+    """
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+        self._orchestrator = drain.orchestrator if drain.orchestrator is not None and "outcome" in drain.orchestrator.capabilities() else None
+        self._intake = Intake(drain)
+
+    def consumed(self, target: str) -> bool:
+        """Whether anybody could tell: an orchestrator, or a group that has a position on the target."""
+        return self._orchestrator is not None or self._drain.target.progress(target) is not None
+
+    def wait(self, job_id: str, target: str, first: int, last: int, deadline: float, *, share: float = KNOWN) -> Tally:
+        """Wait until ``share`` of the ordinals is known, or the (monotonic) deadline."""
+        until = min(deadline, time.monotonic() + self._drain.config.outcome.deadline)
+        pause = _POLL_S
+        while True:
+            tally = self.look(job_id, target, first, last, deadline)
+            if tally.known >= share or time.monotonic() >= until:
+                return tally
+            time.sleep(min(pause, max(0.0, until - time.monotonic())))
+            pause = min(pause * 1.5, 2.0)
+
+    def look(self, job_id: str, target: str, first: int, last: int, deadline: float) -> Tally:
+        """Settle what can be known now."""
+        if self._orchestrator is not None:
+            self._ask(job_id, first, last, deadline)
+        else:
+            self._observe(job_id, target, first, last, deadline)
+        with self._drain.ledger.read() as tx:
+            counts = ledger.outcomes(tx, job_id, first, last)
+        return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
+
+    def _ask(self, job_id: str, first: int, last: int, deadline: float) -> None:
+        drain = self._drain
+        assert self._orchestrator is not None
+        with drain.ledger.read() as tx:
+            keys = ledger.awaited_keys(tx, job_id, first, last)
+        failed = False
+        for start in range(0, len(keys), 1000):
+            said = self._orchestrator.outcomes(keys[start : start + 1000])
+            good = [key for key, state in said.items() if state.state == "succeeded"]
+            failed = failed or any(state.state == "failed" for state in said.values())
+            if good:
+                with drain.ledger.write(drain.queue, drain.epoch) as tx:
+                    ledger.confirm_keys(tx, job_id, good)
+        if failed:
+            self._take(deadline)
+
+    def _observe(self, job_id: str, target: str, first: int, last: int, deadline: float) -> None:
+        drain = self._drain
+        progress = drain.target.progress(target)
+        if progress is None:
+            return
+        with drain.ledger.read() as tx:
+            passed = ledger.passed_below(tx, job_id, first, last, progress)
+            awaited = ledger.outcomes(tx, job_id, first, last).get("replayed", 0)
+        if not awaited or passed < KNOWN * (last - first) and time.monotonic() < deadline:
+            return
+        # Passed, and no dead letter of it by the end of the grace: then it succeeded.
+        time.sleep(drain.config.outcome.grace)
+        if self._take(deadline):
+            with drain.ledger.write(drain.queue, drain.epoch) as tx:
+                ledger.confirm_below(tx, job_id, first, last, progress)
+
+    def _take(self, deadline: float) -> bool:
+        return self._intake.run(max(5.0, deadline - time.monotonic())).reached

@@ -1,0 +1,166 @@
+"""Make a plan: which entries, in what order, cut into which jobs; frozen, hashed, approved, then locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+
+from dlq import clock
+from dlq.drain import Drain
+from dlq.ledger import jobs as ledger
+from dlq.ledger.jobs import Cut
+from dlq.ledger.schema import entry, grp, job, plan, source
+from dlq.pace import CANARY
+
+READY = ("ready", "fixed")
+"""Reasons of open entries that a replay may take without asking a person again."""
+
+_PAGE = 4_000
+_START_WITHIN_S = 3_600.0
+_FIELDS = (entry.c.id, source.c.uri, entry.c.part, entry.c.place, entry.c.segment, entry.c.row_no, entry.c.payload_sha)
+_UNSENT = ("open", "planned", "sending", "ambiguous")
+
+
+def ready(drain: Drain) -> ColumnElement[bool]:
+    """Entries a replay may take now: ready, allowed somewhere, no twin before them, and no earlier one of their key waiting."""
+    limits = drain.config.limits
+    condition = and_(
+        entry.c.queue == drain.queue,
+        entry.c.state == "open",
+        entry.c.reason.in_(READY),
+        entry.c.target.is_not(None),
+        entry.c.duplicate_of.is_(None),
+        entry.c.attempts < limits.returns,
+        or_(entry.c.hold_until.is_(None), entry.c.hold_until <= clock.now()),
+    )
+    if drain.config.target.ordering == "per_key":
+        earlier = entry.alias("earlier")
+        blocked = exists().where(
+            earlier.c.queue == drain.queue, earlier.c.key_hash == entry.c.key_hash, earlier.c.settled_drain.is_(None),
+            earlier.c.id < entry.c.id,
+            or_(earlier.c.state != "open", earlier.c.reason.not_in(READY), earlier.c.target.is_(None), earlier.c.attempts >= limits.returns,
+                earlier.c.duplicate_of.is_not(None)),
+        )  # fmt: skip
+        condition = and_(condition, or_(entry.c.key_hash.is_(None), ~blocked))
+    return condition
+
+
+def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
+    """The jobs of this drain's stage that an earlier try left: a retry goes on with them and makes no new plan."""
+    with drain.ledger.read() as tx:
+        return ledger.find(tx, plan.c.drain == drain.id, plan.c.stage == stage, job.c.state.in_(("approved", "running")))
+
+
+def make(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, canary: bool = True) -> list[ledger.Job]:
+    """Plan the entries of ``condition``, canary first, approved by ``who``; returns its jobs, none where there is no entry.
+
+    :raises ledger.PlanStale: when an entry changed between plan and lock.
+    """
+    _drop_unapproved(drain, stage)
+    plan_id = ledger.propose(
+        drain.ledger, drain.queue, drain.epoch, drain.id, stage, _cuts(drain, condition, canary=canary), expires_s=_START_WITHIN_S
+    )
+    if plan_id is None:
+        return []
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        digest = ledger.plan_hash(tx, plan_id)
+        decision = ledger.record_decision(tx, drain.queue, who, "replay", plan_id, saw, f"replay plan {digest[:12]}", drain.id)
+    ledger.approve(drain.ledger, drain.queue, drain.epoch, plan_id, digest, decision)
+    with drain.ledger.read() as tx:
+        return ledger.find(tx, job.c.plan == plan_id)
+
+
+def _drop_unapproved(drain: Drain, stage: str) -> None:
+    """A try that died while it made a plan leaves one that was never approved."""
+    with drain.ledger.read() as tx:
+        left = tx.execute(
+            select(plan.c.id).where(plan.c.drain == drain.id, plan.c.stage == stage, plan.c.decision.is_(None), plan.c.withdrawn_at.is_(None))
+        ).scalars()
+        ids = list(left)
+    for plan_id in ids:
+        ledger.withdraw(drain.ledger, drain.queue, drain.epoch, plan_id)
+
+
+def _cuts(drain: Drain, condition: ColumnElement[bool], *, canary: bool) -> Iterator[Cut]:
+    with drain.ledger.read() as tx:
+        targets = [str(t) for t in tx.execute(select(entry.c.target).where(condition).distinct().order_by(entry.c.target)).scalars()]
+    for target in targets:
+        here = and_(condition, entry.c.target == target)
+        first = _canary(drain, here) if canary else []
+        if first:
+            yield Cut(target, _by_id(drain, [here, entry.c.id.in_(first)]), canary=True)
+        rest = and_(here, entry.c.id.not_in(first)) if first else here
+        for share in _shares(drain, rest):
+            yield Cut(target, _by_id(drain, [rest, *share]))
+
+
+def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
+    """The first entries of each group in turn, as many as a canary sends; in a queue ordered by key only heads of keys."""
+    most = sum(CANARY)
+    if drain.config.target.ordering == "per_key":
+        earlier = entry.alias("before")
+        head = ~exists().where(earlier.c.queue == drain.queue, earlier.c.key_hash == entry.c.key_hash, earlier.c.settled_drain.is_(None), earlier.c.id < entry.c.id)
+        condition = and_(condition, or_(entry.c.key_hash.is_(None), head))
+    turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
+    with drain.ledger.read() as tx:
+        rows = tx.execute(select(entry.c.id, turn.label("turn")).where(condition).order_by("turn", entry.c.id).limit(most))
+        return [int(r.id) for r in rows]
+
+
+def _shares(drain: Drain, condition: ColumnElement[bool]) -> list[list[ColumnElement[bool]]]:
+    """Conditions that cut the rest into ``limits.jobs`` jobs: by key where order matters, else by place in custody."""
+    jobs = drain.config.limits.jobs
+    if jobs == 1:
+        return [[]]
+    if drain.config.target.ordering == "per_key":
+        digits = "0123456789abcdef"
+        cut = [digits[n * 16 // jobs : (n + 1) * 16 // jobs] for n in range(min(jobs, 16))]
+        last = func.substr(entry.c.key_hash, 16, 1)
+        shares: list[list[ColumnElement[bool]]] = [[last.in_(list(some))] for some in cut]
+        return [*shares, [entry.c.key_hash.is_(None)]]
+    with drain.ledger.read() as tx:
+        total = tx.execute(select(func.count()).select_from(entry).where(condition)).scalar_one()
+        edges = [
+            tx.execute(select(entry.c.id).where(condition).order_by(entry.c.id).offset(total * n // jobs).limit(1)).scalar() for n in range(1, jobs)
+        ]
+    bounds = [0, *[int(e) for e in edges if e is not None]]
+    return [
+        [entry.c.id >= low, *([entry.c.id < bounds[n + 1]] if n + 1 < len(bounds) else [])] for n, low in enumerate(bounds)
+    ]
+
+
+def _by_id(drain: Drain, conditions: Sequence[ColumnElement[bool]]) -> Iterator[Sequence[Any]]:
+    """The entries in order of intake, a page at a time, so that a plan of any size fits in memory."""
+    last = 0
+    while True:
+        with drain.ledger.read() as tx:
+            page = tx.execute(
+                select(*_FIELDS).join(source, source.c.id == entry.c.source).where(*conditions, entry.c.id > last).order_by(entry.c.id).limit(_PAGE)
+            ).all()
+        if not page:
+            return
+        yield from page
+        last = page[-1][0]
+
+
+def block_by_key(drain: Drain) -> int:
+    """In a queue ordered by key, say of each ready entry that an earlier one of its key waits."""
+    if drain.config.target.ordering != "per_key":
+        return 0
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        waiting = and_(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.reason.in_(READY), ~ready(drain), entry.c.key_hash.is_not(None))
+        ids = select(entry.c.id).where(waiting)
+        return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason="earlier_entry_of_key")).rowcount)
+
+
+def summary(drain: Drain) -> list[dict[str, Any]]:
+    """What a replay would take now, by group and target."""
+    with drain.ledger.read() as tx:
+        rows = tx.execute(
+            select(grp.c.id, grp.c.error_type, grp.c.component, entry.c.target, func.count(), func.min(entry.c.id))
+            .join(grp, grp.c.id == entry.c.grp).where(ready(drain)).group_by(grp.c.id, grp.c.error_type, grp.c.component, entry.c.target)
+            .order_by(func.count().desc())
+        )  # fmt: skip
+        return [{"group": r[0], "error_type": r[1], "component": r[2], "target": r[3], "entries": r[4]} for r in rows]

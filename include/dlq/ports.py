@@ -1,0 +1,182 @@
+"""The core's ports: what it needs of a dead-letter queue, of a replay target and of the surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from dlq.entry import Headers, Record
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a system is and how to get in; ``extra`` is the transport's own settings. Never logged."""
+
+    id: str
+    conn_type: str = ""
+    host: str | None = None
+    port: int | None = None
+    schema: str | None = None
+    login: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+Connections = Callable[[str], Connection]
+"""Finds a Connection by id; raises :class:`dlq.errors.ConfigError` where there is none."""
+
+
+class Range(msgspec.Struct, gc=False):
+    """A half-open span of positions of one partition that a batch covers, gaps included."""
+
+    part: int
+    from_pos: int
+    to_pos: int
+    leader_epoch: int | None = None
+    vanished: int = 0
+
+
+class Batch(msgspec.Struct):
+    """What one read gave: records in order, the ranges they cover (none where the queue has no log), the queue's receipts."""
+
+    records: list[Record]
+    ranges: list[Range]
+    receipts: Any = None
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much the queue still holds. ``exact`` is False where it is an upper bound (Kafka) or about (SQS)."""
+
+    entries: int
+    by_part: Mapping[int, int]
+    oldest_ms: int | None = None
+
+
+class Pass(Protocol):
+    """One reading of a source from the ledger's positions to a cut-off taken when it was opened."""
+
+    cutoffs: Mapping[int, int]
+    starts: Mapping[int, int]
+
+    def read(self, max_entries: int, max_bytes: int, max_seconds: float) -> Batch | None:
+        """The next batch, or None when every partition reached its cut-off.
+
+        :raises dlq.errors.SourceError: when the queue can't be read; what was returned before stands.
+        """
+
+    def echo(self) -> None:
+        """Tell the queue every position again, also where nothing is read: it may forget what nobody repeats."""
+
+    def acknowledge(self, batch: Batch) -> None:
+        """Tell the queue that a batch is in custody (Kafka: commit offsets; SQS: delete). Safe to repeat."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """A dead-letter queue."""
+
+    uri: str
+    """What the queue is, for life: ``kafka:<cluster id>/<topic id>`` or the queue's ARN."""
+    has_log: bool
+    """Whether places can be read again, so that the log is a witness."""
+
+    def depth(self, positions: Mapping[int, int]) -> Depth: ...
+
+    def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
+        """Compare the queue's own memory of us (offset, metadata) with the ledger's; returns findings in words.
+
+        :raises dlq.errors.Refused: the topic was recreated or truncated, or another or newer ledger was here (law 10).
+        """
+
+    def first(self) -> dict[int, tuple[int, int]]:
+        """Where a first intake begins in each partition by the queue file's ``source.start``, and where the partition ends now."""
+
+    def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> Pass:
+        """Begin to read; a partition without a position (added since) begins at its log start."""
+
+    def reread(self, spans: Sequence[Range]) -> Any:
+        """Iterate over batches of records in ``spans`` again, as a witness; tells the queue nothing."""
+
+    def close(self) -> None: ...
+
+
+class Output(msgspec.Struct, gc=False):
+    """One record to send: ordinal in its job, bytes, headers (ours included), where it should go."""
+
+    ordinal: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp_ms: int | None
+    origin_part: int | None = None
+
+
+class Delivered(msgspec.Struct, gc=False):
+    """Where an ordinal went."""
+
+    ordinal: int
+    part: int | None
+    pos: int | None
+    ref: str | None = None
+
+
+class Unproducible(Exception):
+    """One output can never be sent: ``ordinal`` and a short ``reason`` code."""
+
+    def __init__(self, ordinal: int, reason: str) -> None:
+        super().__init__(f"ordinal {ordinal}: {reason}")
+        self.ordinal = ordinal
+        self.reason = reason
+
+
+class Writer(Protocol):
+    """A job's one writer; opening it fences an older one. The cursor moves in the same step as its effect."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def cursor(self) -> int | None:
+        """How many ordinals are done for good, or None where the target has no memory of this job."""
+
+    def produce(self, outputs: Sequence[Output]) -> None:
+        """Begin a transaction with ``outputs``; :meth:`commit` ends it. Raises as commit does."""
+
+    def commit(self, cursor: int) -> list[Delivered]:
+        """All outputs and the new ``cursor``, or nothing.
+
+        :raises Unproducible: nothing was sent; leave that ordinal out, written down first, and send the rest.
+        :raises dlq.errors.Fenced: another writer of this job took over.
+        :raises dlq.errors.TargetError: not known; open the writer again and read the cursor.
+        """
+
+    def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
+        """Produce and commit in one."""
+
+
+class Target(Protocol):
+    """Where replays go."""
+
+    transactional: bool
+
+    def preflight(self) -> list[str]:
+        """What is wrong with the target before anything is sent, in words that name the field and the fix."""
+
+    def ends(self, topic: str) -> dict[int, int]:
+        """The end offset of each partition (the last stable one)."""
+
+    def writer(self, job: str, topic: str, metadata: str) -> Writer: ...
+
+    def delivered(self, topic: str, start: Mapping[int, int]) -> Any:
+        """Iterate over ``(job, ordinal, part, pos)`` of our records from ``start`` to now, read committed."""
+
+    def progress(self, topic: str) -> dict[int, int] | None:
+        """The consuming group's position by partition, or None where nobody consumes the target or no group is configured."""
+
+    def close(self) -> None: ...

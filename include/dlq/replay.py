@@ -1,0 +1,246 @@
+"""Replay: canary, ramp, and what is left, each step gated by the outcome of the one before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, select, update
+
+from dlq import plan as planning
+from dlq.drain import Drain
+from dlq.intake import Intake
+from dlq.jobs import CursorLost, JobRun
+from dlq.ledger import duplicates
+from dlq.ledger import jobs as ledger
+from dlq.ledger.schema import entry, job, plan
+from dlq.outcome import KNOWN, Outcomes, Tally
+from dlq.pace import Pacer
+
+Progress = Callable[[int, int], None]
+"""Called with (sent, of)."""
+
+_REST = {
+    "gate_failed": "gate_failed",
+    "no_outcome": "outcome_unknown",
+    "deadline": "ready",
+    "paused": "ready",
+    "nobody_consumes": "nobody_consumes",
+    "canary_failed": "canary_failed",
+}
+"""Why what a job didn't send is open again, by how the job ended."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a job did in this run: ``ended`` is ``done`` or why it stopped."""
+
+    job: str
+    sent: int
+    skipped: int
+    tally: Tally
+    ended: str
+
+    def __str__(self) -> str:
+        success = f"{self.tally.success:.1%} success" if self.tally.success is not None else "no outcome known"
+        said = f"job {self.job}: {self.sent} sent, {self.tally.confirmed} confirmed, {self.tally.returned} returned, {self.tally.awaited} unconfirmed ({success})"
+        if self.skipped:
+            said += f", {self.skipped} left out"
+        return said if self.ended == "done" else f"{said}; stopped: {self.ended.replace('_', ' ')}"
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "job": self.job, "sent": self.sent, "skipped": self.skipped, "confirmed": self.tally.confirmed, "returned": self.tally.returned,
+            "unconfirmed": self.tally.awaited, "gate": self.tally.success, "ended": self.ended,
+        }  # fmt: skip
+
+
+def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | None = None) -> Ran:
+    """Send a job to its end in steps, each followed by its gate; ``deadline`` is monotonic.
+
+    :raises Fenced: when a newer try or drain took over.
+    """
+    outcomes = Outcomes(drain)
+    with drain.ledger.read() as tx:
+        found = ledger.get(tx, job_id)
+    if found.state == "closed":
+        with drain.ledger.read() as tx:
+            counts = ledger.outcomes(tx, job_id, 0, found.size)
+        tally = Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
+        return Ran(job_id, found.cursor, 0, tally, "done" if found.cursor == found.size else "gate_failed")
+    limits = drain.config.limits
+    pacer = Pacer(limits.batch, limits.gate, canary=found.canary)
+    ended: str | None = None
+    with JobRun(drain, job_id) as run:
+        if not outcomes.consumed(run.job.target):
+            ended = "nobody_consumes"
+        while ended is None and run.cursor < run.job.size:
+            first = run.cursor
+            last = run.send(first + pacer.size, deadline)
+            if progress is not None:
+                progress(last, run.job.size)
+            tally = outcomes.wait(job_id, run.job.target, first, last, deadline)
+            ended = pacer.judge(tally.success) if tally.confirmed + tally.returned + tally.awaited else None
+            if tally.known < KNOWN and ended is None and last < run.job.size:
+                ended = "no_outcome"
+            if ended is None and run.cursor < run.job.size and time.monotonic() >= deadline:
+                ended = "deadline"
+            elif ended is None and last == first:
+                ended = "paused"
+        ended = ended or "done"
+        # The last word on what is still under way, so that the next stage begins with what is known.
+        tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline, share=1.0) if ended == "done" else outcomes.look(job_id, run.job.target, 0, run.cursor, deadline)
+        run.close(ended, _REST.get(ended, "ready"))
+        done = Ran(job_id, run.cursor, run.skipped, tally, ended)
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        duplicates.settle(tx, drain.queue, drain.id)
+    return done
+
+
+def replay_canary(drain: Drain, stage: str, deadline_s: float, progress: Progress | None = None) -> dict[str, Any]:
+    """Plan what is ready and send the canary: 1, 5, then 20 entries, from every group."""
+    if drain.dry_run:
+        return {"plan": None, "hash": None, "gate": None, "passed": True, "jobs": [], "would": planning.summary(drain)}
+    drain.phase(stage)
+    jobs = planning.unfinished(drain, stage) or planning.make(
+        drain, stage, planning.ready(drain), who=f"policy:{drain.queue}.yaml@{drain.config.sha}", saw="groups with remedy retry"
+    )
+    if not jobs:
+        drain.note(stage, "nothing is ready to be replayed", plan=None)
+        return {"plan": None, "hash": None, "gate": None, "passed": True, "jobs": []}
+    size = sum(j.size for j in jobs)
+    drain.note(stage, f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to {', '.join(sorted({j.target for j in jobs}))}", plan=jobs[0].plan, entries=size)
+    passed, gate = True, None
+    deadline = time.monotonic() + deadline_s
+    for one in (j for j in jobs if j.canary):
+        ran = run_job(drain, one.id, deadline, progress)
+        gate = ran.tally.success
+        drain.note(stage, f"canary {ran}", level="info" if ran.ended == "done" else "warning", **ran.data())
+        if ran.ended != "done":
+            passed = False
+            _stop(drain, [j for j in jobs if not j.canary and j.target == one.target], ran.ended)
+    rest = [j.id for j in jobs if not j.canary and _open(drain, j.id)]
+    return {"plan": jobs[0].plan, "hash": jobs[0].plan_hash, "gate": gate, "passed": passed, "jobs": rest}
+
+
+def _open(drain: Drain, job_id: str) -> bool:
+    with drain.ledger.read() as tx:
+        return ledger.get(tx, job_id).state != "closed"
+
+
+def _stop(drain: Drain, jobs: list[ledger.Job], ended: str) -> None:
+    for one in jobs:
+        ledger.close(drain.ledger, drain.queue, drain.epoch, one.id, "canary_failed", _REST.get(ended if ended != "gate_failed" else "canary_failed", "ready"))
+
+
+def replay_batches(drain: Drain, job: str, deadline_s: float, progress: Progress | None = None) -> dict[str, Any]:
+    """Send one job of the plan: batches of ``limits.batch``, doubling while it goes well."""
+    drain.phase("retry_transient")
+    ran = run_job(drain, job, time.monotonic() + deadline_s, progress)
+    drain.note("replay_batches", str(ran), level="info" if ran.ended == "done" else "warning", **ran.data())
+    return ran.data()
+
+
+def replay_now(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, deadline: float, progress: Progress | None = None, canary: bool = True) -> list[Ran]:
+    """Plan ``condition`` and run all its jobs, the canary first."""
+    jobs = planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw, canary=canary)
+    done: list[Ran] = []
+    stopped: set[str] = set()
+    for one in sorted(jobs, key=lambda j: not j.canary):
+        if one.target in stopped:
+            continue
+        ran = run_job(drain, one.id, deadline, progress)
+        done.append(ran)
+        if one.canary and ran.ended != "done":
+            stopped.add(one.target)
+            _stop(drain, [j for j in jobs if not j.canary and j.target == one.target], ran.ended)
+    return done
+
+
+def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None = None) -> dict[str, Any]:
+    """Rounds of take and replay until the queue is empty to its cut-offs and nothing is ready, or the hour is up."""
+    from dlq.triage import assign  # triage reads what replay leaves
+
+    stage = "drain_remaining"
+    if drain.dry_run:
+        return {"rounds": 0, "taken": 0, "replayed": 0, "would": planning.summary(drain)}
+    drain.phase(stage)
+    deadline = time.monotonic() + deadline_s
+    taken = rounds = 0
+    ran: list[Ran] = []
+    why = "the hour is up"
+    while time.monotonic() < deadline:
+        rounds += 1
+        took = Intake(drain).run(deadline - time.monotonic())
+        taken += took.taken
+        assign(drain)
+        _settle_late(drain, deadline)
+        with drain.ledger.read() as tx:
+            waiting = tx.execute(select(func.count()).select_from(entry).where(planning.ready(drain))).scalar_one()
+        done = []
+        if waiting or planning.unfinished(drain, stage):
+            done = replay_now(
+                drain, stage, planning.ready(drain), who=f"policy:{drain.queue}.yaml@{drain.config.sha}", saw="what is ready after fixes", deadline=deadline,
+                progress=progress,
+            )  # fmt: skip
+        ran.extend(done)
+        for one in done:
+            drain.note(stage, str(one), level="info" if one.ended == "done" else "warning", **one.data())
+        if any(one.ended not in ("done", "deadline") for one in done):
+            why = f"a replay stopped: {next(one.ended for one in done if one.ended != 'done').replace('_', ' ')}"
+            break
+        if not done and took.reached and drain.depth().entries == 0:
+            why = "the queue is empty and nothing is ready"
+            break
+    planning.block_by_key(drain)
+    depth, outstanding = drain.depth().entries, 0
+    outstanding = depth + drain.unsettled()
+    data = {
+        "rounds": rounds, "taken": taken, "replayed": sum(r.sent for r in ran), "confirmed": sum(r.tally.confirmed for r in ran),
+        "returned": sum(r.tally.returned for r in ran), "depth": depth, "outstanding": outstanding, "why_stopped": why,
+    }  # fmt: skip
+    drain.note(stage, f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding {outstanding}; {why}", **data)
+    return data
+
+
+def _settle_late(drain: Drain, deadline: float) -> None:
+    """Outcomes that were not known when their job ended."""
+    with drain.ledger.read() as tx:
+        late = select(entry.c.job).where(entry.c.queue == drain.queue, entry.c.state == "replayed").distinct()
+        jobs = ledger.find(tx, job.c.id.in_(late))
+    if jobs:
+        outcomes = Outcomes(drain)
+        for one in jobs:
+            outcomes.look(one.id, one.target, 0, one.cursor, deadline)
+        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            duplicates.settle(tx, drain.queue, drain.id)
+
+
+def finish_earlier(drain: Drain) -> None:
+    """Settle what earlier holders left: fence their writers, read the cursors, open the rest again."""
+    with drain.ledger.read() as tx:
+        left = ledger.find(tx, job.c.queue == drain.queue, job.c.drain != drain.id, job.c.state != "closed")
+        proposed = tx.execute(
+            select(plan.c.id).where(plan.c.queue == drain.queue, plan.c.drain != drain.id, plan.c.decision.is_(None), plan.c.withdrawn_at.is_(None), plan.c.stage != "review")
+        ).scalars()  # fmt: skip
+        ids = list(proposed)
+    for plan_id in ids:
+        ledger.withdraw(drain.ledger, drain.queue, drain.epoch, plan_id)
+    for one in (j for j in left if j.state in ("approved", "running")):
+        try:
+            with JobRun(drain, one.id) as run:
+                freed = run.close("closed by a later drain", "ready")
+                drain.note("open_drain", f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again", level="warning")
+        except CursorLost as lost:
+            drain.note("open_drain", str(lost), level="error")
+
+
+def ready_now(drain: Drain, condition: ColumnElement[bool], reason: str) -> int:
+    """Free entries that waited: they are ready for the next replay."""
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        ids = select(entry.c.id).where(and_(entry.c.queue == drain.queue, entry.c.state == "open", condition))
+        return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason=reason)).rowcount)
+
+

@@ -1,0 +1,220 @@
+"""A dead-letter topic: read by assignment from the ledger's positions to a cut-off, the log its witness."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from dlq import kafka
+from dlq.config import KafkaSource
+from dlq.entry import Record
+from dlq.errors import Refused, SourceError
+from dlq.ports import Batch, Connections, Depth, Range
+
+_SLICE_S = 0.1  # consume() waits for its full count or this long
+_PROBE = 100  # records of the first slice, before their size is known
+
+
+class KafkaDlq:
+    """The source adapter for a Kafka topic.
+
+    :param queue: the queue's name; offsets are kept under the group ``dlq-drain.<queue>``, an echo of the ledger.
+    """
+
+    has_log = True
+
+    def __init__(self, queue: str, config: KafkaSource, connections: Connections) -> None:
+        self._connection = connections(config.connection)
+        self._topic = config.topic
+        self._start = config.start
+        self._group = f"dlq-drain.{queue}"
+        admin = kafka.admin(self._connection)
+        cluster = kafka.cluster_id(admin)
+        topic_id, self._parts = kafka.topic(admin, config.topic, "source.topic")
+        self.uri = f"kafka:{cluster}/{topic_id}"
+        self._consumer = kafka.consumer(self._connection, self._group)
+        self._memory: str = ""
+
+    def depth(self, positions: Mapping[int, int]) -> Depth:
+        marks = kafka.watermarks(self._consumer, self._topic, self._parts)
+        by_part = {p: max(0, high - max(positions.get(p, low), low)) for p, (low, high) in marks.items()}
+        return Depth(sum(by_part.values()), by_part)
+
+    def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
+        self._memory = json.dumps({"ledger": ledger_id, "epoch": epoch})
+        marks = kafka.watermarks(self._consumer, self._topic, self._parts)
+        for part, position in positions.items():
+            if part in marks and position > marks[part][1]:
+                raise Refused(
+                    f"{self._topic}/{part} ends at {marks[part][1]}, before our position {position}: it was truncated. "
+                    f"Find out what was lost, then `dlq ledger forget-positions` starts it anew by source.start"
+                )
+        findings = []
+        for part, (offset, metadata) in kafka.committed(self._consumer, self._topic, self._parts).items():
+            memory = _memory(metadata)
+            if memory.get("ledger", ledger_id) != ledger_id:
+                raise Refused(
+                    f"{self._topic}/{part}: group {self._group} was committed by another ledger ({memory['ledger']}). Two ledgers on one "
+                    "queue would replay twice: use that one, or run `dlq ledger rebuild` on this one"
+                )
+            if int(memory.get("epoch", 0)) > epoch or offset > positions.get(part, -1):
+                raise Refused(
+                    f"{self._topic}/{part}: group {self._group} stands at {offset}, the ledger at {positions.get(part, 'nothing')}: the ledger "
+                    "is older than the world (restored or lost). Run `dlq ledger rebuild`"
+                )
+            if offset < positions.get(part, offset):
+                findings.append(f"{self._topic}/{part}: the group's offset {offset} is behind the ledger's {positions[part]}; the ledger's holds")
+        missing = len(positions) - len(kafka.committed(self._consumer, self._topic, list(positions)) if positions else {})
+        if missing:
+            findings.append(f"{self._topic}: the group's offset is gone for {missing} partition(s); the ledger's position holds")
+        return findings
+
+    def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> KafkaPass:
+        wanted = [p for p in self._parts if parts is None or p in parts]
+        marks = kafka.watermarks(self._consumer, self._topic, wanted)
+        starts = {p: positions.get(p, marks[p][0]) for p in wanted}
+        return KafkaPass(self._consumer, self._topic, starts, marks, self._memory)
+
+    def first(self) -> dict[int, tuple[int, int]]:
+        marks = kafka.watermarks(self._consumer, self._topic, self._parts)
+        return {part: (self._begin(part, low, high), high) for part, (low, high) in marks.items()}
+
+    def _begin(self, part: int, low: int, high: int) -> int:
+        if self._start == "earliest":
+            return low
+        if self._start == "latest":
+            return high
+        moment = TopicPartition(self._topic, part, int(self._start.timestamp() * 1000))
+        found = self._consumer.offsets_for_times([moment], timeout=kafka.TIMEOUT_S)[0].offset
+        return found if found >= 0 else high
+
+    def reread(self, spans: Sequence[Range]) -> Iterator[list[tuple[int, str, int]]]:
+        """Batches of (part, place, pos) that the log holds in ``spans`` now."""
+        witness = kafka.consumer(self._connection, f"{self._group}.witness")
+        try:
+            marks = kafka.watermarks(witness, self._topic, sorted({s.part for s in spans}))
+            for span in spans:
+                start = max(span.from_pos, marks[span.part][0])
+                reading = KafkaPass(witness, self._topic, {span.part: start}, {span.part: (start, span.to_pos)}, None)
+                while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
+                    yield [(r.part, r.place, r.pos or 0) for r in batch.records]
+        finally:
+            witness.close()
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class KafkaPass:
+    """One reading of the topic up to the offsets at which it ended when the pass was opened.
+
+    :param memory: metadata for the commits; None commits nothing (a witness, a look).
+    """
+
+    def __init__(
+        self, client: Consumer, topic: str, starts: Mapping[int, int], marks: Mapping[int, tuple[int, int]], memory: str | None
+    ) -> None:
+        self.starts = dict(starts)
+        self.cutoffs = {p: max(marks[p][1], starts[p]) for p in starts}
+        self._client = client
+        self._topic = topic
+        self._memory = memory
+        self._next = dict(starts)
+        self._vanished = {p: max(0, marks[p][0] - starts[p]) for p in starts}
+        self._largest = 0
+        self._error: KafkaError | None = None
+        self._reading = {p for p in starts if self._next[p] < self.cutoffs[p]}
+        client.assign([TopicPartition(topic, p, max(starts[p], marks[p][0])) for p in sorted(self._reading)])
+
+    def read(self, max_entries: int, max_bytes: int, max_seconds: float) -> Batch | None:
+        if self._error is not None:
+            raise SourceError(f"{self._topic}: reading stopped: {self._error.str()}; what was read before is in custody")
+        if not self._reading:
+            return None
+        begun = dict(self._next)
+        epochs: dict[int, int | None] = {}
+        records: list[Record] = []
+        size, until = 0, time.monotonic() + max_seconds
+        while self._reading and self._error is None and len(records) < max_entries and size < max_bytes and time.monotonic() < until:
+            room = max_entries - len(records)
+            count = min(room, (max_bytes - size) // self._largest + 1) if self._largest else min(room, _PROBE)
+            for message in self._consume(count):
+                size += self._take(message, records, epochs)
+        ranges = [
+            Range(p, begun[p], self._next[p], epochs.get(p), self._vanished.pop(p, 0)) for p in begun if self._next[p] > begun[p]
+        ]
+        return Batch(records, ranges)
+
+    def _consume(self, count: int) -> list[Message]:
+        try:
+            return list(self._client.consume(count, timeout=_SLICE_S))
+        except KafkaException as error:
+            raise SourceError(f"{self._topic}: can't be read: {kafka.reason(error)}") from error
+
+    def _take(self, message: Message, records: list[Record], epochs: dict[int, int | None]) -> int:
+        part, offset = message.partition(), message.offset()
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                if part in self._reading and offset is not None and part is not None:
+                    self._reach(part, offset)
+            else:
+                # The client would move on past a corrupt batch: only the end of a partition is no error.
+                self._error = self._error or error
+            return 0
+        if part not in self._reading or self._error is not None or offset is None:
+            return 0
+        if offset >= self.cutoffs[part]:
+            self._reach(part, self.cutoffs[part])
+            return 0
+        key, value = message.key(), message.value()
+        flaw = None
+        try:
+            headers = tuple(message.headers() or ())
+        except (UnicodeDecodeError, KafkaException, SystemError):
+            headers, flaw = (), "unrepresentable_headers"
+        kind, timestamp = message.timestamp()
+        records.append(Record(part, str(offset), offset, key, value, headers, timestamp if kind else None, flaw))
+        self._next[part] = offset + 1
+        epochs[part] = message.leader_epoch()
+        if offset + 1 >= self.cutoffs[part]:
+            self._reach(part, offset + 1)
+        length = len(key or b"") + len(value or b"") + 64
+        if length > self._largest:
+            self._largest = length
+        return length
+
+    def _reach(self, part: int, position: int) -> None:
+        self._next[part] = max(self._next[part], position)
+        if position >= self.cutoffs[part]:
+            self._reading.discard(part)
+            self._client.incremental_unassign([TopicPartition(self._topic, part)])
+
+    def acknowledge(self, batch: Batch) -> None:
+        self._commit({r.part: r.to_pos for r in batch.ranges})
+
+    def echo(self) -> None:
+        """Commit every partition's position, also of an empty one: the broker forgets an offset nobody commits."""
+        self._commit(self._next)
+
+    def _commit(self, positions: Mapping[int, int]) -> None:
+        if self._memory is None or not positions:
+            return
+        try:
+            self._client.commit(offsets=kafka.positions(positions, self._topic, self._memory), asynchronous=False)
+        except KafkaException as error:
+            raise SourceError(f"{self._topic}: offsets can't be committed: {kafka.reason(error)}; the ledger's position holds") from error
+
+    def close(self) -> None:
+        self._client.unassign()
+
+
+def _memory(metadata: str | None) -> dict[str, str]:
+    try:
+        found = json.loads(metadata or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

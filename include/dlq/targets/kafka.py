@@ -1,0 +1,286 @@
+"""Replay to Kafka topics: outputs and the job's cursor in one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import ConfigResource, ResourceType
+
+from dlq import kafka
+from dlq.config import KafkaTarget
+from dlq.errors import Fenced, SourceError, TargetError
+from dlq.ports import Connection, Connections, Delivered, Output, Range, Unproducible
+from dlq.sources.kafka import KafkaPass
+
+_TRANSACTION_MS = 15_000
+"""An open transaction stalls every read_committed consumer of the target: the broker ends a dead one after this."""
+
+_PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
+_FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
+# A transactional producer's fatal error is another writer's init. It must never open itself again: two would evict each other.
+_NO_FAILURE = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+_NEVER = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "too_large_for_the_target",
+    KafkaError.RECORD_LIST_TOO_LARGE: "too_large_for_the_target",
+    KafkaError.INVALID_TIMESTAMP: "timestamp_refused_by_the_target",
+    KafkaError.INVALID_RECORD: "record_refused_by_the_target",
+    KafkaError.INVALID_MSG: "record_refused_by_the_target",
+}
+"""What no retry can heal, by the broker's error code: the entry stays open with the reason."""
+
+SETTINGS = {
+    "transaction.timeout.ms": _TRANSACTION_MS,
+    "retry.backoff.ms": 5,  # a commit that meets the one before waits this long, not 100 ms
+    "retry.backoff.max.ms": 20,
+    "linger.ms": 5,
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 65_536,
+}
+
+
+@dataclass(frozen=True)
+class _Topic:
+    """What the broker says of a target topic."""
+
+    partitions: int
+    compacted: bool
+    oldest_ms: int | None
+    """How old a record's own timestamp may be, ms; None: any."""
+
+
+class KafkaReplay:
+    """The target adapter for Kafka topics: those in ``target.allow``."""
+
+    transactional = True
+
+    def __init__(self, config: KafkaTarget, connections: Connections) -> None:
+        self._config = config
+        self._connection = connections(config.connection)
+        self._admin = kafka.admin(self._connection)
+        self._topics: dict[str, _Topic] = {}
+
+    def preflight(self) -> list[str]:
+        problems = []
+        for name in self._config.allow:
+            if self._topic(name).compacted and not self._config.allow_compacted:
+                problems.append(
+                    f"topic {name!r} is compacted, a replayed old value would replace a newer one for good; "
+                    "set target.allow_compacted: true if that is right"
+                )
+        try:
+            with KafkaWriter(self._connection, self._config, "preflight", self._config.allow[0], self._topic(self._config.allow[0]), "") as probe:
+                probe.cursor()
+        except TargetError as error:
+            problems.append(f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups with prefix dlq-drain.")
+        return problems
+
+    def _topic(self, name: str) -> _Topic:
+        if name not in self._topics:
+            _, parts = kafka.topic(self._admin, name, "target.allow")
+            try:
+                resource = ConfigResource(ResourceType.TOPIC, name)
+                settings = self._admin.describe_configs([resource], request_timeout=kafka.TIMEOUT_S)[resource].result(kafka.TIMEOUT_S)
+            except (KafkaException, TimeoutError) as error:
+                raise TargetError(f"topic {name!r}: its configuration can't be read: {kafka.reason(error)}; grant DESCRIBE_CONFIGS") from error
+            value = {key: entry.value for key, entry in settings.items()}
+            bounds = [
+                bound for bound in (int(value.get("retention.ms") or -1) // 2, int(value.get("message.timestamp.before.max.ms") or -1)) if bound > 0
+            ]
+            self._topics[name] = _Topic(len(parts), "compact" in str(value.get("cleanup.policy")), min(bounds, default=None))
+        return self._topics[name]
+
+    def ends(self, topic: str) -> dict[int, int]:
+        return {part: high for part, (_, high) in self._marks(topic).items()}
+
+    def _marks(self, topic: str) -> dict[int, tuple[int, int]]:
+        client = kafka.consumer(self._connection, "dlq-drain.witness")
+        try:
+            return kafka.watermarks(client, topic, list(range(self._topic(topic).partitions)))
+        finally:
+            client.close()
+
+    def writer(self, job: str, topic: str, metadata: str) -> KafkaWriter:
+        return KafkaWriter(self._connection, self._config, job, topic, self._topic(topic), metadata)
+
+    def delivered(self, topic: str, start: Mapping[int, int]) -> Iterator[list[tuple[str, int, int, int]]]:
+        """Batches of (job, ordinal, part, pos) of the records with our headers, read committed, from ``start`` to now."""
+        client = kafka.consumer(self._connection, "dlq-drain.witness")
+        try:
+            marks = kafka.watermarks(client, topic, list(range(self._topic(topic).partitions)))
+            spans = [Range(p, max(start.get(p, low), low), high) for p, (low, high) in marks.items()]
+            reading = KafkaPass(client, topic, {s.part: s.from_pos for s in spans}, {s.part: (s.from_pos, s.to_pos) for s in spans}, None)
+            while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
+                yield [ours for record in batch.records if (ours := _ours(record.headers, record.part, record.pos or 0)) is not None]
+        except SourceError as error:
+            raise TargetError(f"target {topic!r} can't be read as a witness: {error}; grant READ on it") from error
+        finally:
+            client.close()
+
+    def progress(self, topic: str) -> dict[int, int] | None:
+        if self._config.group is None:
+            return None
+        asked = ConsumerGroupTopicPartitions(
+            self._config.group, [TopicPartition(topic, part) for part in range(self._topic(topic).partitions)]
+        )
+        try:
+            found = self._admin.list_consumer_group_offsets([asked], request_timeout=kafka.TIMEOUT_S)[self._config.group].result(kafka.TIMEOUT_S)
+        except (KafkaException, TimeoutError) as error:
+            raise TargetError(f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; grant DESCRIBE on it") from error
+        positions = {p.partition: p.offset for p in found.topic_partitions if p.offset >= 0}
+        return positions or None
+
+    def close(self) -> None:
+        self._topics.clear()
+
+
+def _ours(headers: Any, part: int, pos: int) -> tuple[str, int, int, int] | None:
+    job = ordinal = None
+    for name, value in headers:
+        if name == "dlq-job":
+            job = value
+        elif name == "dlq-ordinal":
+            ordinal = value
+    if job is None or ordinal is None or not ordinal.isdigit():
+        return None
+    return job.decode("utf-8", "replace"), int(ordinal), part, pos
+
+
+class KafkaWriter:
+    """A job's producer. Its transactional id is the job's, so opening it fences an older one; its cursor is an offset
+    of the job's own group on the target's first partition, committed in the same transaction as the outputs.
+
+    After any abort, time-out or doubt it is of no more use: open another and read the cursor (librdkafka's late end of
+    a transaction could end the next one).
+    """
+
+    def __init__(self, connection: Connection, config: KafkaTarget, job: str, topic: str, about: _Topic, metadata: str) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._about = about
+        self._group = f"dlq-drain.{job}"
+        self._metadata = metadata
+        self._settings = kafka.producer_config(
+            connection, **SETTINGS, **{"transactional.id": self._group, "partitioner": config.partitioner, "message.max.bytes": 64 << 20}
+        )
+        self._failed: list[tuple[int, KafkaError]] = []
+        self._sent: list[Delivered] = []
+
+    def __enter__(self) -> Self:
+        self._producer = Producer(self._settings)
+        self._call(self._producer.init_transactions, kafka.TIMEOUT_S)
+        self._reader = kafka.consumer(self._connection, self._group)
+        self._membership = self._reader.consumer_group_metadata()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._reader.close()
+        self._producer.purge()
+        self._producer.flush(0)
+
+    def cursor(self) -> int | None:
+        try:
+            found = kafka.committed(self._reader, self._topic, [0])
+        except SourceError as error:
+            raise TargetError(f"cursor of {self._group}: {error}") from error
+        return found[0][0] if 0 in found else None
+
+    def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
+        self.produce(outputs)
+        return self.commit(cursor)
+
+    def produce(self, outputs: Sequence[Output]) -> None:
+        """Begin a transaction and hand ``outputs`` to the client; :meth:`commit` ends it."""
+        self._failed, self._sent = [], []
+        self._call(self._producer.begin_transaction)
+        oldest = None if self._about.oldest_ms is None else int(time.time() * 1000) - self._about.oldest_ms
+        produce, topic = self._producer.produce, self._topic
+        for output in outputs:
+            place: dict[str, Any] = {}
+            if output.key is None and output.origin_part is not None and output.origin_part < self._about.partitions:
+                place["partition"] = output.origin_part
+            stamp = output.timestamp_ms
+            if stamp is not None and stamp > 0 and (oldest is None or stamp >= oldest):
+                place["timestamp"] = stamp
+            report = _Report(self, output.ordinal)
+            while True:
+                try:
+                    produce(topic, value=output.value, key=output.key, headers=list(output.headers), on_delivery=report, **place)
+                    break
+                except BufferError:
+                    self._producer.poll(0.05)
+                except KafkaException as error:
+                    self._abort()
+                    self._raise(error.args[0], output.ordinal)
+
+    def commit(self, cursor: int) -> list[Delivered]:
+        offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
+        deadline = time.monotonic() + _TRANSACTION_MS / 1000
+        self._producer.flush(_TRANSACTION_MS / 1000)
+        if self._failed:
+            self._abort()
+            ordinal, error = self._failed[0]
+            self._raise(error, ordinal)
+        self._call(self._producer.send_offsets_to_transaction, offsets, self._membership, deadline=deadline)
+        self._call(self._producer.commit_transaction, deadline=deadline)
+        return self._sent
+
+    def _call(self, call: Any, *arguments: Any, deadline: float | None = None) -> None:
+        """A transactional call, again while the client says that it may be: a commit that timed out is committed again."""
+        until = deadline if deadline is not None else time.monotonic() + kafka.TIMEOUT_S
+        while True:
+            try:
+                call(*arguments)
+                return
+            except KafkaException as error:
+                fault = error.args[0]
+                if fault.code() in _FENCED or fault.fatal():
+                    raise Fenced(f"{self._group}: another writer of this job took over; this one stops") from None
+                if fault.retriable() and time.monotonic() < until:
+                    continue
+                if fault.txn_requires_abort():
+                    self._abort()
+                raise TargetError(f"{self._topic}: {getattr(call, '__name__', 'transaction')}: {fault.str()}; the cursor says where to go on") from error
+
+    def _abort(self) -> None:
+        try:
+            self._producer.purge()
+            self._producer.abort_transaction(10.0)
+        except KafkaException:
+            pass  # the broker ends it by its time-out, or the next writer's init does
+
+    def _raise(self, fault: KafkaError, ordinal: int) -> None:
+        """Say what became of the aborted transaction: a record can spoil the whole batch it travels in, so only a lone
+        one is known to be the culprit; who sends halves the batch until it is alone."""
+        if fault.code() in _NEVER:
+            raise Unproducible(ordinal, _NEVER[fault.code()]) from None
+        if fault.code() in _FENCED or fault.fatal():
+            raise Fenced(f"{self._group}: another writer of this job took over; this one stops")
+        raise TargetError(f"{self._topic}: ordinal {ordinal} was not delivered: {fault.str()}; the cursor says where to go on")
+
+
+class _Report:
+    """A delivery report's receiver."""
+
+    __slots__ = ("_ordinal", "_writer")
+
+    def __init__(self, writer: KafkaWriter, ordinal: int) -> None:
+        self._writer = writer
+        self._ordinal = ordinal
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._writer._sent.append(Delivered(self._ordinal, message.partition(), message.offset()))
+        elif error.code() not in _NO_FAILURE:
+            self._writer._failed.append((self._ordinal, error))

@@ -1,0 +1,189 @@
+"""Inspect, categorize, find the root cause, choose the remedies: what the runbook decides before it acts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import and_, func, select, update
+
+from dlq import plan as planning
+from dlq.archive import ArchiveError, Rows
+from dlq.drain import Drain
+from dlq.ledger import duplicates
+from dlq.ledger.schema import entry, grp, segment
+from dlq.redact import redact
+
+FIXES = ("raise_quota",)
+"""Remedies a fix is proposed for; their entries wait for it."""
+
+_WAITING = {"retry": "ready", "raise_quota": "waiting_for_fix", "patch_plugin": "waiting_for_fix", "hold": "hold"}
+"""Why a new entry stays open, by its group's remedy; every other waits for a person."""
+
+_IDS = 5
+
+
+def assign(drain: Drain) -> dict[str, int]:
+    """Give every new entry the reason why it is open; mark twins and conflicts. Returns counts."""
+    limits = drain.config.limits
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        twins, conflicts = duplicates.mark(tx, drain.queue)
+        unsettled = and_(entry.c.queue == drain.queue, entry.c.state == "open")
+        tired = tx.execute(
+            update(entry).where(unsettled, entry.c.reason.in_(("new", "ready", "returned")), entry.c.attempts >= limits.returns).values(reason="returns_limit")
+        ).rowcount
+        # What came back is not replayed by the drain that sent it: it waits for the next one.
+        older = select(entry.c.id).where(unsettled, entry.c.reason == "returned", entry.c.taken_drain != drain.id)
+        tx.execute(update(entry).where(entry.c.id.in_(older)).values(reason="new"))
+        nowhere = tx.execute(update(entry).where(unsettled, entry.c.reason == "new", entry.c.target.is_(None)).values(reason="target_not_allowed")).rowcount
+        for remedy in tx.execute(select(grp.c.remedy).where(grp.c.queue == drain.queue).distinct()).scalars().all():
+            ours = select(grp.c.id).where(grp.c.queue == drain.queue, grp.c.remedy == remedy)
+            tx.execute(update(entry).where(unsettled, entry.c.reason == "new", entry.c.grp.in_(ours)).values(reason=_WAITING.get(remedy, "waiting_for_person")))
+        # What an earlier drain stopped at is tried again by this one.
+        again = select(entry.c.id).where(
+            unsettled, entry.c.reason.in_(("gate_failed", "canary_failed", "outcome_unknown", "nobody_consumes", "earlier_entry_of_key"))
+        )
+        if drain.noted("categorize") is None:
+            tx.execute(update(entry).where(entry.c.id.in_(again)).values(reason="ready"))
+    planning.block_by_key(drain)
+    return {"twins": twins, "conflicts": conflicts, "returns_limit": int(tired), "target_not_allowed": int(nowhere)}
+
+
+def groups(drain: Drain) -> list[dict[str, Any]]:
+    """The unsettled entries by group, largest first, with a few correlation ids each."""
+    with drain.ledger.read() as tx:
+        rows = tx.execute(
+            select(grp, func.count().label("count"), func.min(entry.c.failed_at).label("first"), func.max(entry.c.failed_at).label("last"))
+            .join(entry, entry.c.grp == grp.c.id)
+            .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+            .group_by(*grp.c)
+            .order_by(func.count().desc())
+        ).mappings()
+        found = []
+        for r in rows.all():
+            ids = tx.execute(
+                select(entry.c.correlation_id)
+                .where(entry.c.queue == drain.queue, entry.c.grp == r["id"], entry.c.settled_drain.is_(None), entry.c.correlation_id.is_not(None))
+                .order_by(entry.c.id)
+                .limit(_IDS)
+            ).scalars()
+            found.append(
+                {
+                    "id": r["id"], "fingerprint": r["fingerprint"], "category": r["category"], "remedy": r["remedy"], "rule": r["rule"],
+                    "component": r["component"], "error_type": r["error_type"], "owner": r["owner"], "count": r["count"],
+                    "first": r["first"], "last": r["last"], "correlation_ids": list(ids),
+                }
+            )  # fmt: skip
+    return found
+
+
+def inspect_sample(drain: Drain) -> dict[str, Any]:
+    """The first entries of each group, oldest first, from custody, redacted: 10 to 50 in all."""
+    most = drain.config.limits.sample
+    turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
+    with drain.ledger.read() as tx:
+        ranked = (
+            select(entry.c.id, turn.label("turn")).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).subquery()
+        )
+        rows = tx.execute(
+            select(
+                entry.c.part, entry.c.place, entry.c.correlation_id, entry.c.failed_at, entry.c.size, entry.c.attempts, entry.c.row_no,
+                grp.c.error_type, grp.c.component, grp.c.category, segment.c.uri,
+            )
+            .join(ranked, ranked.c.id == entry.c.id).join(grp, grp.c.id == entry.c.grp).join(segment, segment.c.id == entry.c.segment)
+            .order_by(ranked.c.turn, entry.c.id).limit(most)
+        ).mappings().all()  # fmt: skip
+    messages = _messages(drain, [(r["uri"], r["row_no"]) for r in rows])
+    sample = [
+        {
+            "place": f"{r['part']}/{r['place']}", "error_type": r["error_type"], "component": r["component"], "category": r["category"],
+            "correlation_id": r["correlation_id"], "failed_at": r["failed_at"], "bytes": r["size"], "replays": r["attempts"],
+            "message": messages.get((r["uri"], r["row_no"]), ""),
+        }
+        for r in rows
+    ]  # fmt: skip
+    said = f"{len(sample)} entries looked at, from {len({(s['error_type'], s['component']) for s in sample})} kinds of failure"
+    drain.note("inspect_sample", said, entries=len(sample))
+    return {"sample": sample, "said": said}
+
+
+def _messages(drain: Drain, places: list[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The redacted failure messages of archived rows; a sample is no reason to fail, so a broken segment gives none."""
+    found = {}
+    for uri in dict.fromkeys(uri for uri, _ in places):
+        try:
+            column = drain.archive.read(uri, ["message"])["message"]
+        except ArchiveError as error:
+            drain.note("inspect_sample", str(error), level="error")
+            continue
+        for where, row in places:
+            if where == uri:
+                found[(uri, row)] = redact(column[row].as_py() or "")[:200]
+    return found
+
+
+def categorize(drain: Drain) -> dict[str, Any]:
+    """Group what is unsettled by fingerprint and component; say of each new entry why it stays open."""
+    drain.phase("categorize")
+    marks = assign(drain)
+    found = groups(drain)
+    by_category: Counter[str] = Counter()
+    for group in found:
+        by_category[group["category"]] += group["count"]
+    said = ", ".join(f"{n} {c}" for c, n in by_category.most_common()) or "nothing is unsettled"
+    extra = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in marks.items() if n)
+    drain.note("categorize", f"{len(found)} group(s): {said}{extra}", by_category=dict(by_category), **marks)
+    return {"groups": found[:100], "by_category": dict(by_category), "said": f"{said}{extra}", **marks}
+
+
+def find_root_cause(drain: Drain) -> dict[str, Any]:
+    """Suspects by over-representation: what fails more than its share, by what entries and the orchestrator tell. Never raises."""
+    found = groups(drain)
+    total = sum(g["count"] for g in found) or 1
+    by_component: Counter[str] = Counter()
+    for group in found:
+        by_component[group["component"] or "(not named)"] += group["count"]
+    even = 1 / max(1, len(by_component))
+    suspects = []
+    for component, count in by_component.most_common(5):
+        kinds = Counter({g["error_type"]: g["count"] for g in found if (g["component"] or "(not named)") == component})
+        kind, n = kinds.most_common(1)[0]
+        suspects.append(
+            {"component": component, "count": count, "lift": round(count / total / even, 2), "said": f"{count} of {total} failures, {n} of them {kind}"}
+        )
+    rate = _success_rate(drain)
+    said = "; ".join(f"{s['component']}: {s['said']} (x{s['lift']})" for s in suspects[:3]) or "nothing to explain"
+    drain.note("find_root_cause", f"{said}. {rate}", suspects=suspects)
+    return {"suspects": suspects, "said": said, "orchestrator": rate}
+
+
+def _success_rate(drain: Drain) -> str:
+    if drain.orchestrator is None:
+        return "No orchestrator is configured: its error rates are not known"
+    try:
+        rate = drain.orchestrator.success_rate(drain.config.slo.window)
+        return f"Workflow success {rate.succeeded} of {rate.total} in the window"
+    except Exception as error:  # the root cause is a hint: its sources may be down with everything else
+        return f"The orchestrator's error rates are not known: {error}"
+
+
+def choose_remedies(drain: Drain) -> dict[str, Any]:
+    """Which branches have work, from the reasons entries are open."""
+    with drain.ledger.read() as tx:
+        rows = tx.execute(
+            select(entry.c.reason, grp.c.remedy, func.count())
+            .join(grp, grp.c.id == entry.c.grp).where(entry.c.queue == drain.queue, entry.c.state.in_(("open", "ambiguous")))
+            .group_by(entry.c.reason, grp.c.remedy)
+        ).all()  # fmt: skip
+    why: Counter[str] = Counter()
+    for reason, remedy, count in rows:
+        if reason in planning.READY:
+            why["retry_transient"] += count
+        elif reason == "waiting_for_fix" and remedy in FIXES:
+            why["fix_permanent"] += count
+        else:
+            why["manual_review"] += count
+    branches = [b for b in ("retry_transient", "fix_permanent", "manual_review") if why[b]] or ["nothing_to_do"]
+    said = ", ".join(f"{b}: {why[b]} entries" for b in branches if why[b]) or "nothing is open"
+    drain.note("choose_remedies", said, branches=branches, why=dict(why))
+    return {"branches": branches, "why": dict(why), "said": said}

@@ -1,0 +1,172 @@
+"""The consumer: origin topic in, workflows run, failures routed, outcomes recorded, offsets committed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, cast
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.workflow_safety import WorkflowSafety
+from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, dead_letter
+from dlq_orchestrator.routing import Routing
+from dlq_orchestrator.runner import Runner
+from dlq_orchestrator.store import Store
+from dlq_orchestrator.workflow import Headers, Record, Run
+
+_log = structlog.get_logger()
+
+_BATCH = 1000
+_POLL_S = 0.1
+
+
+class ConsumerFailed(Exception):
+    """The consumer cannot go on; a restart goes on from the committed offsets."""
+
+
+class WorkflowConsumer:
+    """Runs batch after batch until told to stop.
+
+    For each batch, in this order: run the workflows; dead-letter the failures and wait until the broker has
+    them (or hold them, under a routing lease); record effects, steps, outcomes and what is held in one
+    transaction; commit the offsets. A crash before the transaction runs the batch again, a crash after it
+    finds the workflows done; a failure whose dead letter was written just before a crash is dead-lettered
+    again, never lost.
+
+    :param consumer: manual commits, not yet subscribed.
+    :param group: its group, for the dead letters.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        topic: str,
+        group: str,
+        runner: Runner,
+        safety: WorkflowSafety,
+        limiter: RateLimiter,
+        routing: Routing,
+        writer: DeadLetterWriter,
+        store: Store,
+    ) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._group = group
+        self._runner = runner
+        self._safety = safety
+        self._limiter = limiter
+        self._routing = routing
+        self._writer = writer
+        self._store = store
+        self._loop = asyncio.Runner()
+        self.in_flight: frozenset[str] = frozenset()
+        self.last_turn = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.close()
+        self._consumer.close()
+
+    def run(self, stop: threading.Event, ready: Callable[[], None]) -> None:
+        """Consume until `stop` is set; `ready` is called once, when the group has taken this consumer in.
+
+        :raises ConsumerFailed: the topic is gone, or the group has another member under this one's name.
+        """
+        joined = threading.Event()
+        self._consumer.subscribe([self._topic], on_assign=lambda *_: joined.set())
+        told = False
+        while not stop.is_set():
+            self.last_turn = time.monotonic()
+            self._routing.release(self._writer)
+            messages = self._consumer.consume(_BATCH, _POLL_S)
+            records = [record_of(message) for message in messages if self._is_record(message)]
+            if records:
+                self._process(records)
+            if joined.is_set() and not told:
+                told = True
+                ready()
+
+    def _process(self, records: list[Record]) -> None:
+        self.in_flight = frozenset(record.replay_key for record in records if record.replay_key)
+        runs = self._loop.run(self._runner.run(records))
+        failed = [(run, run.failure) for run in runs if run.failure]
+        with self._routing.gate:
+            paused = self._routing.paused()
+            held: list[DeadLetter] = []
+            letters: list[DeadLetter] = []
+            for run, failure in failed:
+                waits = paused and not run.record.replay_key
+                (held if waits else letters).append(dead_letter(run, failure, self._group))
+            too_large = [letters[place] for place in self._writer.write(letters)]
+            with self._store.transaction() as db:
+                self._safety.record(db, runs)
+                self._routing.hold(db, held)
+                self._routing.hold(db, too_large, undeliverable=True)
+                self._limiter.save_counts(db)
+        self.in_flight = frozenset()
+        for letter in too_large:
+            _log.error("dead letter too large for the DLQ, kept in the state folder", record=letter.name)
+        self._commit(records)
+        _tell(runs, len(held))
+
+    def _commit(self, records: list[Record]) -> None:
+        ends: dict[tuple[str, int], int] = {}
+        for record in records:
+            ends[record.topic, record.partition] = record.offset + 1
+        offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            # the partitions went to another member: it runs these records again and finds the workflows done
+            _log.warning("offsets not committed", why=error.args[0].str())
+            if error.args[0].fatal():
+                raise ConsumerFailed(error.args[0].str()) from None
+
+    def _is_record(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        gone = error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        if error.fatal() or gone:
+            raise ConsumerFailed(f"{self._topic}: {error.str()}")
+        _log.warning("consumer error", why=error.str())
+        return False
+
+
+def record_of(message: Message) -> Record:
+    """The record in a message, whatever its headers are made of."""
+    broken = False
+    headers: Headers = []
+    try:
+        headers = cast(Headers, list(message.headers() or []))
+    except (UnicodeDecodeError, ValueError):
+        broken = True
+    return Record(
+        # only an error has no place
+        cast(str, message.topic()),
+        cast(int, message.partition()),
+        cast(int, message.offset()),
+        message.timestamp()[1],
+        message.key(),
+        message.value(),
+        headers,
+        broken,
+    )
+
+
+def _tell(runs: list[Run], held: int) -> None:
+    counts = {"failed": 0, "duplicates": 0}
+    for run in runs:
+        counts["failed"] += run.failure is not None
+        counts["duplicates"] += run.duplicate_of is not None
+    _log.info("batch done", workflows=len(runs), held=held, **counts)

@@ -1,0 +1,1 @@
+"""What keeps a workflow safe: dedupe, quotas, the plugin sandbox, backoff."""

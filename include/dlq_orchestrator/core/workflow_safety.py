@@ -1,0 +1,191 @@
+"""What makes a replay safe: dedupe keys, completed steps, the effect log, all recorded with the outcome."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from dlq_orchestrator.store import Store
+from dlq_orchestrator.workflow import Record, Run
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of some workflows before they run.
+
+    :param succeeded: dedupe key → correlation id of the workflow that succeeded under it.
+    :param completed: correlation id → step → its output.
+    """
+
+    succeeded: dict[str, str] = field(default_factory=dict)
+    completed: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def learn(self, run: Run) -> None:
+        """A later record of the same batch sees what an earlier one did."""
+        if run.state == "succeeded":
+            self.succeeded.setdefault(run.dedupe_key, run.correlation_id)
+        steps = self.completed.setdefault(run.correlation_id, {})
+        steps.update({s.name: s.output for s in run.steps if s.output is not None})
+
+
+class WorkflowSafety:
+    """Keeps, durably, what each workflow did.
+
+    A dedupe key is registered when its workflow *succeeds*: a first try that failed doesn't make its replay
+    look done. Effects are recorded in the transaction that records the outcome, so a batch cut short by a
+    crash left none, and runs again.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def recall(self, correlation_ids: Iterable[str], dedupe_keys: Iterable[str]) -> Memory:
+        memory = Memory()
+        with self._store.read() as db:
+            for row in db.execute(
+                "SELECT key, correlation_id FROM dedupe WHERE key IN (SELECT value FROM json_each(?))",
+                [json.dumps(list(dedupe_keys))],
+            ):
+                memory.succeeded[row["key"]] = row["correlation_id"]
+            for row in db.execute(
+                "SELECT correlation_id, name, output FROM step WHERE state = 'succeeded'"
+                " AND correlation_id IN (SELECT value FROM json_each(?))",
+                [json.dumps(list(correlation_ids))],
+            ):
+                completed = memory.completed.setdefault(row["correlation_id"], {})
+                completed[row["name"]] = json.loads(row["output"])
+        return memory
+
+    def record(self, db: sqlite3.Connection, runs: list[Run]) -> None:
+        """Write what a batch of runs came to, in the caller's transaction.
+
+        Success is final: what failed under the same ids afterwards was another try of something done.
+        """
+        now = self._store.now_ms()
+        db.executemany(
+            "INSERT INTO workflow VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (correlation_id) DO UPDATE SET workflow = coalesce(excluded.workflow, workflow),"
+            " dedupe_key = excluded.dedupe_key, trace_id = coalesce(excluded.trace_id, trace_id),"
+            " retry_count = excluded.retry_count, state = excluded.state,"
+            " duplicate_of = excluded.duplicate_of,"
+            " failure = excluded.failure, changed_at = excluded.changed_at WHERE state <> 'succeeded'",
+            [
+                (
+                    run.correlation_id,
+                    run.workflow,
+                    run.dedupe_key,
+                    _trace_id(run.record),
+                    run.record.retry_count,
+                    run.state,
+                    run.duplicate_of,
+                    _failure(run),
+                    now,
+                )
+                for run in runs
+            ],
+        )
+        db.executemany(
+            "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (correlation_id, name) DO UPDATE SET position = excluded.position,"
+            " plugin = excluded.plugin, tool = excluded.tool, state = excluded.state,"
+            " attempts = attempts + excluded.attempts, output = excluded.output WHERE state <> 'succeeded'",
+            [
+                (
+                    run.correlation_id,
+                    s.name,
+                    s.position,
+                    s.plugin,
+                    s.tool,
+                    s.state,
+                    s.attempts,
+                    _json(s.output),
+                )
+                for run in runs
+                for s in run.steps
+            ],
+        )
+        db.executemany(
+            "INSERT INTO effect (effect_key, correlation_id, step, at) VALUES (?, ?, ?, ?)",
+            [
+                (s.effect_key, run.correlation_id, s.name, now)
+                for run in runs
+                for s in run.steps
+                if s.effect_key
+            ],
+        )
+        db.executemany(
+            "INSERT INTO dedupe VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING",
+            [(run.dedupe_key, run.correlation_id, now) for run in runs if run.state == "succeeded"],
+        )
+        db.executemany(
+            "INSERT INTO outcome VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET state = excluded.state,"
+            " at = excluded.at WHERE state <> 'succeeded'",
+            [
+                (run.record.replay_key, run.state, run.failure.failed_at if run.failure else now)
+                for run in runs
+                if run.record.replay_key
+            ],
+        )
+
+    def expect(self, correlation_id: str, workflow: str) -> None:
+        """A workflow was submitted: it is `pending` until its record has run."""
+        with self._store.transaction() as db:
+            db.execute(
+                "INSERT INTO workflow (correlation_id, workflow, state, changed_at)"
+                " VALUES (?, ?, 'pending', ?) ON CONFLICT (correlation_id) DO NOTHING",
+                [correlation_id, workflow, self._store.now_ms()],
+            )
+
+    def outcomes(self, replay_keys: list[str]) -> dict[str, tuple[str, int]]:
+        """State and its time (epoch ms) by replay key, of those whose record has run."""
+        with self._store.read() as db:
+            rows = db.execute(
+                "SELECT key, state, at FROM outcome WHERE key IN (SELECT value FROM json_each(?))",
+                [json.dumps(replay_keys)],
+            ).fetchall()
+        return {row["key"]: (row["state"], row["at"]) for row in rows}
+
+    def workflow(self, correlation_id: str) -> tuple[sqlite3.Row, list[sqlite3.Row]] | None:
+        """A workflow's row and those of its steps, in their order."""
+        with self._store.read() as db:
+            row = db.execute("SELECT * FROM workflow WHERE correlation_id = ?", [correlation_id]).fetchone()
+            if row is None:
+                return None
+            steps = db.execute(
+                "SELECT * FROM step WHERE correlation_id = ? ORDER BY position, name", [correlation_id]
+            ).fetchall()
+        return row, steps
+
+    def success_rate(self, window_s: int) -> tuple[int, int]:
+        """How many distinct workflows (succeeded, failed) ended in the window, by their last state."""
+        with self._store.read() as db:
+            rows = db.execute(
+                "SELECT state, count(*) AS n FROM workflow WHERE changed_at >= ? GROUP BY state",
+                [self._store.now_ms() - window_s * 1000],
+            ).fetchall()
+        counts = {row["state"]: row["n"] for row in rows}
+        return counts.get("succeeded", 0), counts.get("failed", 0)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _trace_id(record: Record) -> str | None:
+    """The trace id of a W3C `traceparent` header (version-traceid-parentid-flags)."""
+    parts = (record.text("traceparent") or "").split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
+
+
+def _failure(run: Run) -> str | None:
+    """A failure without its stack trace, which may hold a payload and belongs to the dead letter alone."""
+    if run.failure is None:
+        return None
+    shown = msgspec.to_builtins(run.failure)
+    del shown["stack_trace"]
+    return _json(shown)

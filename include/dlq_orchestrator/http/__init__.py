@@ -1,0 +1,1 @@
+"""The HTTP contract (docs/orchestrator.md), as the reference orchestrator keeps it."""

@@ -1,0 +1,37 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from dlq_orchestrator.http import models, problems
+from dlq_orchestrator.http.parts import Parts
+from dlq_orchestrator.http.routes import CONTRACT_VERSION, contract, public
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's description, and the body of problems, which its routes name by reference only."""
+        schema = super().openapi()
+        schema["components"]["schemas"]["Problem"] = models.Problem.model_json_schema()
+        return schema
+
+
+def create_app(parts: Parts | None = None) -> FastAPI:
+    """The application; without parts it can only describe itself."""
+    app = _Application(
+        title="Workflow orchestrator",
+        version=CONTRACT_VERSION,
+        description="What the dead-letter drain needs of an orchestrator. Prose: docs/orchestrator.md.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.parts = parts
+    app.include_router(public)
+    app.include_router(contract)
+    problems.install(app)
+    return app

@@ -1,0 +1,156 @@
+"""The contract's bodies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+EpochMs = Annotated[int, Field(description="epoch milliseconds")]
+Level = Literal["outcome", "routing", "quotas"]
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+class Capabilities(BaseModel):
+    """Which levels of the contract this orchestrator keeps."""
+
+    version: str = Field(description="the contract's version, major.minor", examples=["1.0"])
+    levels: list[Level]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class OutcomeQuery(BaseModel):
+    keys: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
+        max_length=1000, description="values of the header `dlq-key`"
+    )
+
+
+class Outcome(BaseModel):
+    """What became of one replay."""
+
+    state: Literal["succeeded", "failed", "pending", "unknown"]
+    failed_at: EpochMs | None = None
+
+
+class Outcomes(BaseModel):
+    outcomes: dict[str, Outcome] = Field(description="one for each key that was asked for")
+
+
+class StepDocument(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+    plugin: Name
+    tool: Name
+    args: dict[str, Any] = {}
+
+
+class WorkflowDocument(BaseModel):
+    """A workflow to run: the value of its record on the origin topic."""
+
+    model_config = ConfigDict(extra="allow")
+
+    workflow: Name
+    correlation_id: Name
+    steps: list[StepDocument] = Field(min_length=1, max_length=100)
+
+
+class Submitted(BaseModel):
+    """Where the submitted workflow lies on the origin topic."""
+
+    correlation_id: str
+    topic: str
+    partition: int
+    offset: int
+
+
+class WorkflowFailure(BaseModel):
+    error_type: str
+    message: str
+    component: str = Field(description="plugin.tool")
+    stage: str = Field(description="the step's name")
+    attempts: int = Field(description="tries in the run that failed")
+    failed_at: EpochMs
+
+
+class WorkflowStep(BaseModel):
+    name: str
+    plugin: str
+    tool: str
+    state: Literal["succeeded", "failed"]
+    attempts: int = Field(description="tries over all runs")
+    output: dict[str, Any] | None = None
+
+
+class WorkflowState(BaseModel):
+    """A workflow as its last run left it; steps that were not reached are not listed."""
+
+    correlation_id: str
+    workflow: str | None = Field(description="null where the record could not be read")
+    state: Literal["pending", "succeeded", "failed"]
+    retry_count: int = Field(description="how often it had been replayed before its last run")
+    trace_id: str | None
+    duplicate_of: str | None = Field(
+        description="correlation id of the workflow that had succeeded under its dedupe key"
+    )
+    steps: list[WorkflowStep]
+    failure: WorkflowFailure | None
+
+
+class SuccessRate(BaseModel):
+    """Distinct workflows that ended in the window, by their last state."""
+
+    succeeded: int
+    failed: int
+    total: int
+    window_s: int
+
+
+class Routing(BaseModel):
+    """Whether failures are dead-lettered."""
+
+    mode: Literal["auto", "paused"]
+    holder: str | None = None
+    until: EpochMs | None = None
+    held: int = Field(description="failures that wait for the lease's end")
+    undeliverable: int = Field(description="dead letters kept because the DLQ takes none of their size")
+
+
+class Pause(BaseModel):
+    holder: Name
+    seconds: int = Field(ge=1, le=4 * 3600)
+
+
+class Resume(BaseModel):
+    holder: Name
+
+
+class Quota(BaseModel):
+    plugin: str
+    resource: str = Field(description="names the unit", examples=["memory_mb"])
+    limit: int
+    ceiling: int
+    peak_need: int = Field(description="the most a call ever asked for")
+    rejected: int = Field(description="calls refused so far")
+
+
+class Quotas(BaseModel):
+    quotas: list[Quota]
+
+
+class NewLimit(BaseModel):
+    limit: int = Field(ge=1)

@@ -1,0 +1,153 @@
+"""Running a batch of workflows: steps in order, tries with backoff, many workflows at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from dlq_orchestrator.core.backoff import Backoff
+from dlq_orchestrator.core.plugin_sandbox import PluginSandbox
+from dlq_orchestrator.core.workflow_safety import Memory, WorkflowSafety
+from dlq_orchestrator.failures import DataCorruption, Failure, StepError
+from dlq_orchestrator.workflow import Record, Run, Step, StepRun, Workflow, parse_workflow
+
+_STACK_MAX = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A record on its way: the workflow in it, or why there is none."""
+
+    record: Record
+    workflow: Workflow | DataCorruption
+    correlation_id: str
+    dedupe_key: str
+
+
+class Runner:
+    """Runs records to their end, whatever they hold; nothing is recorded here.
+
+    :param random: the source of the jitter.
+    :param now: the clock, epoch seconds.
+    """
+
+    def __init__(
+        self,
+        sandbox: PluginSandbox,
+        safety: WorkflowSafety,
+        backoff: Backoff,
+        random: Random,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._sandbox = sandbox
+        self._safety = safety
+        self._backoff = backoff
+        self._random = random
+        self._now = now
+
+    async def run(self, records: list[Record]) -> list[Run]:
+        """Run a batch; the result is in the batch's order.
+
+        Workflows wait beside each other. Those that share a dedupe key run one after the other, so that the
+        second sees what the first did.
+        """
+        jobs = [self._job(record) for record in records]
+        memory = self._safety.recall({j.correlation_id for j in jobs}, {j.dedupe_key for j in jobs})
+        by_key: dict[str, list[tuple[int, _Job]]] = {}
+        for place, job in enumerate(jobs):
+            by_key.setdefault(job.dedupe_key, []).append((place, job))
+        runs: dict[int, Run] = {}
+
+        async def one_after_the_other(jobs_of_key: list[tuple[int, _Job]]) -> None:
+            for place, job in jobs_of_key:
+                runs[place] = await self._run_job(job, memory)
+                memory.learn(runs[place])
+
+        async with asyncio.TaskGroup() as group:
+            for jobs_of_key in by_key.values():
+                group.create_task(one_after_the_other(jobs_of_key))
+        return [runs[place] for place in range(len(jobs))]
+
+    def _job(self, record: Record) -> _Job:
+        workflow: Workflow | DataCorruption
+        try:
+            if record.headers_broken:
+                raise DataCorruption("the record's headers cannot be read")
+            workflow = parse_workflow(record.value)
+            correlation_id = workflow.correlation_id
+        except DataCorruption as error:
+            workflow = error
+            correlation_id = record.text("correlation-id") or record.place
+        return _Job(record, workflow, correlation_id, record.text("dedupe-key") or correlation_id)
+
+    async def _run_job(self, job: _Job, memory: Memory) -> Run:
+        if isinstance(job.workflow, DataCorruption):
+            return self._ended(job, [], self._failure(job.workflow, "orchestrator.decode", "decode", 1))
+        done_by = memory.succeeded.get(job.dedupe_key)
+        if done_by is not None:
+            return self._ended(job, [], None, done_by)
+        completed = memory.completed.get(job.correlation_id, {})
+        steps: list[StepRun] = []
+        for position, step in enumerate(job.workflow.steps):
+            if step.name in completed:
+                continue
+            run, failure = await self._run_step(step, position, job)
+            steps.append(run)
+            if failure is not None:
+                return self._ended(job, steps, failure)
+        return self._ended(job, steps, None)
+
+    async def _run_step(self, step: Step, position: int, job: _Job) -> tuple[StepRun, Failure | None]:
+        effect_key = f"{job.dedupe_key}/{step.name}"
+        before = job.record.retry_count * self._backoff.max_tries
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                output: dict[str, Any] = await self._sandbox.call(step, effect_key, before + tries)
+            except StepError as error:
+                if error.transient and tries < self._backoff.max_tries:
+                    await asyncio.sleep(self._backoff.wait_s(tries, self._random))
+                    continue
+                run = StepRun(step.name, step.plugin, step.tool, position, "failed", tries)
+                return run, self._failure(error, step.component, step.name, tries)
+            effect = self._sandbox.tool(step).effect
+            return (
+                StepRun(
+                    step.name,
+                    step.plugin,
+                    step.tool,
+                    position,
+                    "succeeded",
+                    tries,
+                    output,
+                    effect_key if effect else None,
+                ),
+                None,
+            )
+
+    def _failure(self, error: StepError, component: str, stage: str, attempts: int) -> Failure:
+        trace = "".join(traceback.format_exception(error))[-_STACK_MAX:]
+        return Failure(
+            error.error_type, str(error), component, stage, attempts, int(self._now() * 1000), trace
+        )
+
+    @staticmethod
+    def _ended(
+        job: _Job, steps: list[StepRun], failure: Failure | None, duplicate_of: str | None = None
+    ) -> Run:
+        return Run(
+            record=job.record,
+            correlation_id=job.correlation_id,
+            workflow=job.workflow.workflow if isinstance(job.workflow, Workflow) else None,
+            dedupe_key=job.dedupe_key,
+            state="failed" if failure else "succeeded",
+            duplicate_of=duplicate_of,
+            failure=failure,
+            steps=steps,
+        )

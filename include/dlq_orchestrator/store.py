@@ -1,0 +1,117 @@
+"""The orchestrator's memory: one SQLite file that survives SIGKILL, one process to a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS instance (id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS workflow (
+  correlation_id TEXT PRIMARY KEY, workflow TEXT, dedupe_key TEXT, trace_id TEXT,
+  retry_count INTEGER NOT NULL DEFAULT 0,
+  state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+  duplicate_of TEXT, failure TEXT, changed_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS workflow_changed ON workflow (changed_at, state);
+CREATE TABLE IF NOT EXISTS step (
+  correlation_id TEXT NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL,
+  plugin TEXT NOT NULL, tool TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed')), attempts INTEGER NOT NULL, output TEXT,
+  PRIMARY KEY (correlation_id, name)
+) WITHOUT ROWID;
+-- a log, without a unique key on purpose: an effect that happened twice must be seen twice
+CREATE TABLE IF NOT EXISTS effect (
+  id INTEGER PRIMARY KEY, effect_key TEXT NOT NULL, correlation_id TEXT NOT NULL, step TEXT NOT NULL,
+  at INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS dedupe (
+  key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outcome (
+  key TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed')), at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lease (
+  one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, until INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS held (
+  id INTEGER PRIMARY KEY, key BLOB, value BLOB, headers BLOB NOT NULL, undeliverable INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS quota (
+  plugin TEXT PRIMARY KEY, resource TEXT NOT NULL, "limit" INTEGER NOT NULL, ceiling INTEGER NOT NULL,
+  peak_need INTEGER NOT NULL DEFAULT 0, rejected INTEGER NOT NULL DEFAULT 0, CHECK ("limit" <= ceiling)
+);
+CREATE TABLE IF NOT EXISTS idempotency (
+  key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT, at INTEGER NOT NULL
+);
+"""
+
+
+class StateInUse(Exception):
+    """Another orchestrator works on this folder."""
+
+
+class Store:
+    """One connection for all threads; whoever touches the database holds its lock for that short while.
+
+    :param folder: where the state lies; made if absent. Held by a lock for as long as the process lives.
+    :param now: the clock, epoch seconds.
+    :raises StateInUse: another process has the folder: two would run each workflow's effects twice.
+    """
+
+    def __init__(self, folder: Path, now: Callable[[], float] = time.time) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateInUse(
+                f"{folder} is in use by another orchestrator: stop it, or give this one its own"
+            ) from None
+        self._now = now
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(
+            folder / "orchestrator.sqlite", isolation_level=None, check_same_thread=False
+        )
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO instance SELECT ? WHERE NOT EXISTS (SELECT 1 FROM instance)", [uuid.uuid4().hex]
+            )
+            # requests whose process died before it answered
+            db.execute("DELETE FROM idempotency WHERE answer IS NULL")
+            self.instance_id: str = db.execute("SELECT id FROM instance").fetchone()["id"]
+
+    def now_ms(self) -> int:
+        return int(self._now() * 1000)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What happens inside is durable on leaving, or never happened."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            yield self._db
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+        self._held.close()

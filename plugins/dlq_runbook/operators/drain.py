@@ -1,0 +1,109 @@
+"""A drain's beginning and end: the lease, the verdict, the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk.configuration import conf as airflow_conf
+from airflow.sdk.exceptions import AirflowFailException
+
+from dlq.errors import ConfigError
+from dlq_runbook.connections import connection
+from dlq_runbook.drains import conf, configuration, is_dry, run_key
+from dlq_runbook.operators.base import DlqOperator
+from dlq_runbook.links import ReportLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from dlq.config import QueueConfig
+    from dlq.drain import Drain
+
+LOCAL_EXECUTORS = {"LocalExecutor", "SequentialExecutor"}
+
+
+class OpenDrain(DlqOperator):
+    """Take the queue's lease, freeze its configuration, look before anything is touched.
+
+    :param kind: What the lease is taken for: ``drain`` or ``review``.
+    """
+
+    isolated = False
+
+    def __init__(self, *, kind: Literal["drain", "review"] = "drain", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def attached(self, context: Context) -> Drain:
+        from dlq.drain import dry, open_drain
+
+        config = configuration(self.queue_name, context)
+        run_id = run_key(context["dag_run"].dag_id, context["dag_run"].run_id)
+        if is_dry(context):
+            self.log.info("Dry run: every stage says what it would do, and changes nothing")
+            return dry(config, run_id=run_id, connections=connection)
+        check_reach(config, airflow_conf.get("core", "executor"))
+        return open_drain(config, run_id=run_id, kind=self.kind, connections=connection, lease_s=self.timeout_s)
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        if note := conf(context).get("incident"):
+            drain.note("open_drain", f"incident: {note}")
+        self.log.info("Drain %s of queue %s is open (epoch %s)", drain.id, drain.queue, drain.epoch)
+        return {"drain": drain.id, "queue": drain.queue, "epoch": drain.epoch, "dry_run": drain.dry_run}
+
+
+class CloseDrain(DlqOperator):
+    """Give the verdict: green where the run did its duty, provably. Red fails the Dag run, after it is written down."""
+
+    isolated = False
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.verdict import close_drain
+
+        run = context["dag_run"]
+        states = context["ti"].get_task_states(dag_id=run.dag_id, run_ids=[run.run_id])
+        verdict = close_drain(drain, states.get(run.run_id, {}))
+        context["ti"].xcom_push(key="verdict", value=verdict)
+        for left in verdict["open"]:
+            self.log.info("Open: %(count)s of %(group)s, %(reason)s; %(owner)s has work %(work)s", left)
+        if verdict["verdict"] == "red":
+            raise AirflowFailException("Verdict red: " + "; ".join(verdict["reasons"]))
+        self.log.info("Verdict green; the incident is %s", verdict["incident"])
+        return verdict
+
+
+class WriteReport(DlqOperator):
+    """Write what the run did, for people (HTML) and programs (JSON)."""
+
+    isolated = False
+    operator_extra_links = (ReportLink(),)
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.report import write_report
+
+        report = write_report(drain)
+        self.log.info("%s", report["summary"])
+        return report
+
+
+def check_reach(config: QueueConfig, executor: str) -> None:
+    """See that every worker reaches the same ledger, archive and report.
+
+    :param executor: Airflow's ``[core] executor``, a comma-separated list.
+    :raises ConfigError: for a file on one machine where tasks run on several.
+    """
+    names = {name.strip().rsplit(":", 1)[-1].rsplit(".", 1)[-1] for name in executor.split(",")}
+    if names <= LOCAL_EXECUTORS:
+        return
+    local = [field for field in ("archive", "report") if is_local(getattr(config, field))]
+    if config.ledger.startswith("sqlite"):
+        local.insert(0, "ledger")
+    if local:
+        raise ConfigError(
+            f"queue {config.name}: {', '.join(local)} lie(s) on one machine, but {executor} runs tasks on several: "
+            "use postgresql:// for the ledger and an object store (s3://…) for archive and report"
+        )
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith(("file://", "local://"))

@@ -1,0 +1,51 @@
+"""Sending entries again, at the pace their outcomes allow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dlq_runbook.operators.base import DlqOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from dlq.drain import Drain
+
+
+class ReplayCanary(DlqOperator):
+    """Plan the replay, send a few entries, and wait for their outcome.
+
+    Returns the jobs still to run, for :class:`ReplayBatches` to be mapped over; an empty list skips it.
+    """
+
+    def stage(self, drain: Drain, context: Context) -> list[str]:
+        from dlq.replay import replay_canary
+
+        canary = replay_canary(drain, self.task_id, self.deadline_s(drain, context), progress=self.progress)
+        context["ti"].xcom_push(key="canary", value=canary)
+        return list(canary["jobs"])
+
+
+class ReplayBatches(DlqOperator):
+    """Send a job's entries in growing batches, each after the outcome of the one before.
+
+    :param job: The job's id.
+    """
+
+    def __init__(self, *, job: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.job = job
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.replay import replay_batches
+
+        return replay_batches(drain, self.job, self.deadline_s(drain, context), progress=self.progress)
+
+
+class DrainRemaining(DlqOperator):
+    """Replay what waited for a fix, then take and replay in rounds until the queue is empty or the hour is up."""
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.replay import drain_remaining
+
+        return drain_remaining(drain, self.deadline_s(drain, context), progress=self.progress)

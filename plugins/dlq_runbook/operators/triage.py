@@ -1,0 +1,62 @@
+"""Looking at what is in custody, and choosing what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.bases.branch import BranchMixIn
+
+from dlq_runbook.operators.base import DlqOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from dlq.drain import Drain
+
+
+class InspectSample(DlqOperator):
+    """Show the first and oldest of each group, redacted."""
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.triage import inspect_sample
+
+        looked = inspect_sample(drain)
+        self.log.info("Sample, redacted:\n%s", looked["table"])
+        return looked
+
+
+class Categorize(DlqOperator):
+    """Group the failures by fingerprint and component, and say what kind each is."""
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.triage import categorize
+
+        return categorize(drain)
+
+
+class FindRootCause(DlqOperator):
+    """Rank what the failed entries share more than others do. Finding nothing stops nothing."""
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.triage import find_root_cause
+
+        return find_root_cause(drain)
+
+
+class ChooseRemedies(DlqOperator, BranchMixIn):
+    """Go the ways the categories ask for: any mix, or nothing to do."""
+
+    inherits_from_skipmixin = True
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.triage import choose_remedies
+
+        return choose_remedies(drain)
+
+    def execute(self, context: Context) -> Any:
+        chosen = super().execute(context)
+        # Following a branch ends the task before its result is kept.
+        context["ti"].xcom_push(key="chosen", value=chosen)
+        for branch in chosen["branches"]:
+            self.log.info("%s: %s", branch, chosen["why"].get(branch, ""))
+        return self.do_branch(context, chosen["branches"])

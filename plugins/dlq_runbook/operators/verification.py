@@ -1,0 +1,46 @@
+"""Proving that nothing was lost or run twice, and that the platform works again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from dlq_runbook.operators.base import DlqOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from dlq.drain import Drain
+
+
+class VerifyConservation(DlqOperator):
+    """Compare the accounts with what the log, the archive and the target saw. A broken law fails the task."""
+
+    isolated = False
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.conservation import verify_conservation
+
+        proof = verify_conservation(drain)
+        if not proof["proven"]:
+            context["ti"].xcom_push(key="proof", value=proof)
+            for broken in proof["broken"]:
+                self.log.error("Broken: %(law)s: %(what)s (%(n)s)", broken)
+            raise AirflowFailException(f"Conservation is not proven: {len(proof['broken'])} finding(s), listed above")
+        return proof
+
+
+class VerifyGoldenFlows(DlqOperator):
+    """Run workflows whose output is known, end to end, now that routing is back. A wrong output fails the task."""
+
+    isolated = False
+
+    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.golden_stage import verify_golden_flows
+
+        golden = verify_golden_flows(drain, self.deadline_s(drain, context))
+        if golden["passed"] is False:
+            context["ti"].xcom_push(key="golden", value=golden)
+            raise AirflowFailException("Golden flows failed: see the lines above and the report")
+        return golden
