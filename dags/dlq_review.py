@@ -1,4 +1,4 @@
-"""Review of what only a person can decide, one Dag a queue. It may wait for hours, so it holds nothing while it does."""
+"""Review of what only a person can decide, one Dag a queue. It may wait for hours, and holds nothing meanwhile."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dlq_runbook.params import dag_settings
 RUNBOOK = """
 # Decide what waits for a person in `{queue}`
 
-Unique cases: corrupt data, unknown errors, entries that failed again after a replay. Trigger it when you have time; the
-form under *Required Actions* offers to **replay**, **discard** or **leave** each group, or to replay a value repaired
-with `dlq edit` (its draft's id is offered). Who decided what is recorded for good.
+Unique cases: corrupt data, unknown errors, entries that failed again after a replay. Trigger it when you have
+time: the form under *Required Actions* offers to **replay**, **discard** or **leave** each piece of work, or to
+replay a value repaired with `dlq edit` (by its draft's id). Who decided what is recorded for good.
 
-- It holds nothing while it waits for you: drains go on meanwhile. What they changed is refused afterwards, with the reason.
+- It holds nothing while it waits for you: drains go on. What they change meanwhile is refused, with the reason.
 - After the answer it takes the queue's lease, does what you chose, and proves it.
 """
 
@@ -36,13 +36,14 @@ def review_dag(queue: QueueConfig) -> DAG:
     ) as dag:
         propose_review = ProposeReview(
             task_id="propose_review",
-            doc_md="**List** the groups and drafts that wait for a person, each with a hash of what it is now.\n\n"
-            "Skipped: nothing waits.",
+            doc_md=(
+                "**List** the groups and drafts that wait for a person, each with a hash of what it is "
+                "now.\n\nSkipped: nothing waits."
+            ),
         )
         decide_review = DecideReview(
             task_id="decide_review",
             response_timeout=timedelta(hours=12),
-            execution_timeout=None,
             doc_md="**Decide**, under *Required Actions*, within 12 hours. No answer leaves everything open.",
         )
         open_drain = OpenDrain(
@@ -51,13 +52,18 @@ def review_dag(queue: QueueConfig) -> DAG:
             retries=40,
             retry_delay=timedelta(minutes=1),
             max_retry_delay=timedelta(minutes=2),
-            doc_md="**Take the queue's lease.** While a drain is live it waits for it, for up to an hour and more.",
+            doc_md=(
+                "**Take the queue's lease.** While a drain is live it waits for it, for up to an hour and "
+                "more."
+            ),
         )
         apply_review = ApplyReview(
             task_id="apply_review",
             execution_timeout=timedelta(seconds=queue.limits.budget) + timedelta(minutes=2),
-            doc_md="**Do what was decided**, if each group still is what was shown; else it is refused, and nothing of it is "
-            "done.",
+            doc_md=(
+                "**Do what was decided**, if each group still is what was shown; else it is refused, and "
+                "nothing of it is done."
+            ),
         )
         verify_conservation = VerifyConservation(
             task_id="verify_conservation",
@@ -74,7 +80,15 @@ def review_dag(queue: QueueConfig) -> DAG:
             doc_md="**Report**: what was decided, by whom, and what became of it.",
         ).as_teardown()
 
-        propose_review >> decide_review >> open_drain >> apply_review >> verify_conservation >> close_drain >> write_report
+        (
+            propose_review
+            >> decide_review
+            >> open_drain
+            >> apply_review
+            >> verify_conservation
+            >> close_drain
+            >> write_report
+        )
     return dag
 
 

@@ -1,49 +1,17 @@
-"""A drain's account: what the ledger says it found, did, proved and left, aggregated there and never row by row."""
+"""What a report says of a drain, as data: the JSON file's layout."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, FromClause, Label, and_, func, literal_column, or_, select
-from sqlalchemy.sql.elements import ColumnElement
 
-from dlq import clock
-from dlq.config import KafkaTarget, QueueConfig
-from dlq.errors import DlqError
-from dlq.ledger import schema
-from dlq.ledger.schema import (
-    SENT,
-    decision,
-    delivery,
-    entry,
-    event,
-    grp,
-    incident,
-    intake,
-    job,
-    plan,
-    source,
-    work,
-)
-from dlq.redact import redact
-
-if TYPE_CHECKING:
-    from dlq.drain import Drain
-
-SCHEMA = "dlq-report/1"
-"""Names the JSON's layout; a number goes up when a field changes its meaning or goes."""
-
-_GROUPS, _OPEN, _JOBS, _DECISIONS, _NOTES, _RANGES, _POINTS = 100, 200, 200, 200, 1_000, 256, 120
-_BESIDE = {"acknowledge_alert", "wait_threshold", "escalate"}
-"""Stages that run beside the others: the time since the last note is not theirs."""
+LAYOUT = "dlq-report/1"
+"""Names the JSON's layout; the number goes up when a field changes its meaning or goes."""
 
 
 class Numbers(msgspec.Struct, frozen=True):
-    """Entries, counted when the report was made. ``success`` is confirmed ÷ (confirmed + returned), None before either."""
+    """Entries, counted as the report is made. ``success`` is confirmed ÷ (confirmed + returned)."""
 
     open_before: int
     taken: int
@@ -69,7 +37,7 @@ class Numbers(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Entries this drain took or settled, or that are still open, sharing one signature and what was made of it."""
+    """Entries of one group that this drain took or settled, or that are still open."""
 
     id: int
     fingerprint: str
@@ -171,6 +139,11 @@ class Proof(msgspec.Struct, frozen=True):
     expectations: list[Any]
     seen_once_by: str
 
+    @property
+    def laws(self) -> list[str]:
+        """The broken laws, each once."""
+        return sorted({str(b.get("law")) for b in self.broken})
+
 
 class Point(msgspec.Struct, frozen=True):
     """Entries up to a moment."""
@@ -183,7 +156,7 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class ReportData(msgspec.Struct, frozen=True):
-    """All a report says. Times are ISO 8601 UTC; no payload is in it, and text of dead letters is redacted."""
+    """All a report says. Times are ISO 8601 UTC; no payload is in it, dead letters' text is redacted."""
 
     schema: str
     made_at: str
@@ -217,371 +190,3 @@ class ReportData(msgspec.Struct, frozen=True):
     intake: list[Intake]
     vanished_max: int
     policy: dict[str, Any]
-
-
-def build_report(drain: Drain) -> ReportData:
-    """The account of ``drain`` as its ledger has it now.
-
-    :raises DlqError: when the ledger has no such drain.
-    """
-    with drain.ledger.read() as tx:
-        row = tx.execute(select(schema.drain).where(schema.drain.c.id == drain.id)).mappings().first()
-        if row is None:
-            raise DlqError(f"the ledger has no drain {drain.id}: name one that `dlq status` lists")
-        config = QueueConfig.model_validate_json(row["config"])
-        notes = tx.execute(
-            select(event.c.at, event.c.stage, event.c.level, event.c.text, event.c.data)
-            .where(event.c.drain == drain.id)
-            .order_by(event.c.id)
-        ).all()
-        data = _newest(notes)
-        now = clock.now()
-        until = row["closed_at"] or now
-        numbers = _numbers(tx, drain.id, row, config, data)
-        groups, group_count = _groups(tx, drain.id, row["queue"])
-        still, by_owner, dies_first = _open(tx, row["queue"])
-        ranges, vanished = _intake(tx, drain.id)
-        closing = data.get("close_drain", {})
-        return ReportData(
-            schema=SCHEMA,
-            made_at=now,
-            drain=drain.id,
-            queue=row["queue"],
-            kind=row["kind"],
-            run_id=row["run_id"],
-            epoch=row["epoch"],
-            opened_at=row["opened_at"],
-            closed_at=row["closed_at"],
-            seconds=_between(row["opened_at"], until),
-            phase=row["phase"],
-            verdict=row["verdict"],
-            reasons=[redact(str(reason)) for reason in closing.get("reasons", [])],
-            incident=_incident(tx, row["incident"]),
-            numbers=numbers,
-            groups=groups,
-            group_count=group_count,
-            suspects=list(data.get("find_root_cause", {}).get("suspects", [])),
-            open=still,
-            open_by_owner=by_owner,
-            dies_first=dies_first,
-            stages=_stages(notes, row["opened_at"]),
-            decisions=_decisions(tx, drain.id),
-            jobs=_jobs(tx, drain.id),
-            notes=[Note(n.at, n.stage, n.level, redact(n.text)) for n in _ends(notes, _NOTES)],
-            note_count=len(notes),
-            timeline=_timeline(tx, drain.id, notes, row["opened_at"], until, numbers),
-            proof=_proof(notes, data, config),
-            golden=data.get("verify_golden_flows"),
-            intake=ranges,
-            vanished_max=vanished,
-            policy=_policy(config),
-        )
-
-
-def _newest(notes: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """The data of each stage's newest note that has any."""
-    found: dict[str, dict[str, Any]] = {}
-    for note in notes:
-        data = json.loads(note.data or "{}")
-        if isinstance(data, dict) and data:
-            found[note.stage] = data
-    return found
-
-
-def _ends(rows: Sequence[Any], most: int) -> list[Any]:
-    """The first and last of too many rows, and in between those that are no mere information."""
-    if len(rows) <= most:
-        return list(rows)
-    half = most // 2
-    middle = [row for row in rows[half:-half] if row.level != "info"]
-    return [*rows[:half], *middle[:half], *rows[-half:]]
-
-
-def _between(start: str, end: str) -> float:
-    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
-
-
-def _count(condition: ColumnElement[bool], name: str) -> Label[int]:
-    return func.count().filter(condition).label(name)
-
-
-def _mine(drain_id: str, *states: str) -> ColumnElement[bool]:
-    return and_(entry.c.settled_drain == drain_id, entry.c.state.in_(states))
-
-
-def _numbers(
-    tx: Connection, drain_id: str, row: Any, config: QueueConfig, data: dict[str, dict[str, Any]]
-) -> Numbers:
-    counts = tx.execute(
-        select(
-            _count(entry.c.taken_drain == drain_id, "taken"),
-            _count(entry.c.settled_drain == drain_id, "settled"),
-            _count(entry.c.settled_drain.is_(None), "unsettled"),
-            *(
-                _count(_mine(drain_id, state), state)
-                for state in ("confirmed", "replayed", "returned", "duplicate", "discarded", "handed_back")
-            ),
-        ).where(entry.c.queue == row["queue"])
-    ).one()
-    known = counts.confirmed + counts.returned
-    depths = [d["depth"] for d in data.values() if isinstance(d.get("depth"), int)]
-    return Numbers(
-        open_before=row["open_before"],
-        taken=counts.taken,
-        settled=counts.settled,
-        unsettled=counts.unsettled,
-        confirmed=counts.confirmed,
-        unconfirmed=counts.replayed,
-        returned=counts.returned,
-        duplicate=counts.duplicate,
-        discarded=counts.discarded,
-        handed_back=counts.handed_back,
-        success=counts.confirmed / known if known else None,
-        success_asked=config.slo.success,
-        depth=depths[-1] if depths else None,
-    )
-
-
-def _groups(tx: Connection, drain_id: str, queue: str) -> tuple[list[Group], int]:
-    settled_here = entry.c.settled_drain == drain_id
-    unsettled = entry.c.settled_drain.is_(None)
-    per_group = (
-        select(
-            entry.c.grp,
-            func.count().label("total"),
-            _count(entry.c.taken_drain == drain_id, "taken"),
-            _count(_mine(drain_id, "confirmed"), "confirmed"),
-            _count(_mine(drain_id, "replayed"), "unconfirmed"),
-            _count(_mine(drain_id, "returned"), "returned"),
-            _count(_mine(drain_id, "duplicate", "discarded", "handed_back"), "aside"),
-            _count(unsettled, "open"),
-            func.min(entry.c.correlation_id).label("example"),
-        )
-        .where(entry.c.queue == queue, or_(entry.c.taken_drain == drain_id, settled_here, unsettled))
-        .group_by(entry.c.grp)
-        .cte("per_group")
-    )
-    rows = tx.execute(
-        select(grp, *(c for c in per_group.c if c.name != "grp"), _group_count(per_group))
-        .join_from(per_group, grp, grp.c.id == per_group.c.grp)
-        .order_by(per_group.c.total.desc(), grp.c.id)
-        .limit(_GROUPS)
-    ).mappings()
-    groups, count = [], 0
-    for row in rows:
-        count = row["group_count"]
-        fields = {name: row[name] for name in Group.__struct_fields__}
-        groups.append(Group(**{**fields, "signature": redact(row["signature"])}))
-    return groups, count
-
-
-def _group_count(per_group: FromClause) -> Label[int]:
-    return select(func.count()).select_from(per_group).scalar_subquery().label("group_count")
-
-
-def _open(tx: Connection, queue: str) -> tuple[list[Open], dict[str, int], str | None]:
-    unsettled = (
-        select(entry).where(entry.c.queue == queue, entry.c.settled_drain.is_(None)).subquery("unsettled")
-    )
-    u = unsettled.c
-    owner = func.coalesce(work.c.owner, u.owner, grp.c.owner)
-    joined = unsettled.join(grp, grp.c.id == u.grp).outerjoin(work, work.c.id == u.work)
-    rows = tx.execute(
-        select(
-            func.count().label("count"),
-            u.state,
-            u.reason,
-            owner.label("owner"),
-            u.work,
-            u.grp.label("group"),
-            grp.c.signature,
-            func.min(u.failed_at).label("oldest_failure"),
-            func.min(u.expires_at).label("first_expiry"),
-            func.min(u.hold_until).label("held_until"),
-        )
-        .select_from(joined)
-        .group_by(u.state, u.reason, owner, u.work, u.grp, grp.c.signature)
-        .order_by(literal_column("count").desc(), u.grp)
-        .limit(_OPEN)
-    ).mappings()
-    still = [Open(**{**row, "signature": redact(row["signature"])}) for row in rows]
-    totals = tx.execute(
-        select(owner.label("owner"), func.count().label("n"), func.min(u.expires_at).label("expiry"))
-        .select_from(joined)
-        .group_by(owner)
-        .order_by(literal_column("n").desc(), literal_column("owner"))
-    ).all()
-    return still, {t.owner: t.n for t in totals}, min((t.expiry for t in totals if t.expiry), default=None)
-
-
-def _jobs(tx: Connection, drain_id: str) -> list[Job]:
-    rows = tx.execute(
-        select(
-            job.c.id,
-            plan.c.stage,
-            job.c.kind,
-            job.c.canary,
-            job.c.target,
-            job.c.size,
-            job.c.cursor,
-            job.c.state,
-            job.c.ended,
-            plan.c.hash,
-            plan.c.decision,
-            _count(entry.c.state == "confirmed", "confirmed"),
-            _count(entry.c.state == "replayed", "unconfirmed"),
-            _count(entry.c.state == "returned", "returned"),
-        )
-        .join_from(job, plan, plan.c.id == job.c.plan)
-        .outerjoin(entry, and_(entry.c.job == job.c.id, entry.c.state.in_(SENT)))
-        .where(job.c.drain == drain_id)
-        .group_by(job.c.id, plan.c.id)
-        .order_by(plan.c.proposed_at, job.c.id)
-        .limit(_JOBS)
-    ).all()
-    return [
-        Job(
-            id=r.id,
-            stage=r.stage,
-            kind=r.kind,
-            canary=bool(r.canary),
-            target=r.target,
-            size=r.size,
-            cursor=r.cursor,
-            state=r.state,
-            ended=r.ended,
-            confirmed=r.confirmed,
-            unconfirmed=r.unconfirmed,
-            returned=r.returned,
-            plan_hash=r.hash,
-            decision=r.decision,
-        )
-        for r in rows
-    ]
-
-
-def _decisions(tx: Connection, drain_id: str) -> list[Decided]:
-    rows = tx.execute(
-        select(*(decision.c[name] for name in Decided.__struct_fields__))
-        .where(decision.c.drain == drain_id)
-        .order_by(decision.c.id)
-        .limit(_DECISIONS)
-    ).mappings()
-    return [Decided(**row) for row in rows]
-
-
-def _stages(notes: Sequence[Any], opened_at: str) -> list[Stage]:
-    """Each stage by its last note, in the order they began."""
-    began: dict[str, str] = {}
-    last: dict[str, Any] = {}
-    before = opened_at
-    for note in notes:
-        began.setdefault(note.stage, before)
-        last[note.stage] = note
-        if note.stage not in _BESIDE:
-            before = note.at
-    stages = []
-    for name, note in last.items():
-        data = json.loads(note.data or "{}")
-        said = data.get("seconds") if isinstance(data, dict) else None
-        took = (
-            float(said)
-            if isinstance(said, (int, float))
-            else None
-            if name in _BESIDE
-            else _between(began[name], note.at)
-        )
-        stages.append(Stage(name, note.level, redact(note.text), took))
-    return stages
-
-
-def _intake(tx: Connection, drain_id: str) -> tuple[list[Intake], int]:
-    rows = tx.execute(
-        select(
-            source.c.uri.label("source"),
-            intake.c.part,
-            func.count().label("rounds"),
-            func.min(intake.c.from_pos).label("from_pos"),
-            func.max(intake.c.cutoff).label("cutoff"),
-            func.max(intake.c.to_pos).label("to_pos"),
-            func.sum(intake.c.again).label("again"),
-            func.sum(intake.c.vanished_max).label("vanished_max"),
-        )
-        .join_from(intake, source, source.c.id == intake.c.source)
-        .where(intake.c.drain == drain_id)
-        .group_by(source.c.uri, intake.c.part)
-        .order_by(source.c.uri, intake.c.part)
-    ).mappings()
-    ranges = [
-        Intake(**{**row, "again": int(row["again"]), "vanished_max": int(row["vanished_max"])})
-        for row in rows
-    ]
-    return ranges[:_RANGES], sum(r.vanished_max for r in ranges)
-
-
-def _incident(tx: Connection, incident_id: int | None) -> dict[str, Any] | None:
-    row = tx.execute(select(incident).where(incident.c.id == incident_id)).mappings().first()
-    return (
-        None
-        if row is None
-        else {"id": row["id"], "started_at": row["started_at"], "closed_at": row["closed_at"]}
-    )
-
-
-def _timeline(
-    tx: Connection, drain_id: str, notes: Sequence[Any], opened_at: str, until: str, numbers: Numbers
-) -> list[Point]:
-    """Cumulative counts: sends by the second from the target's answers, the rest from what the notes say came about."""
-    sent = tx.execute(
-        select(func.substr(delivery.c.sent_at, 1, 19).label("at"), func.count().label("n"))
-        .join_from(delivery, job, job.c.id == delivery.c.job)
-        .where(job.c.drain == drain_id)
-        .group_by(literal_column("at"))
-    ).all()
-    steps: list[tuple[str, int, int]] = [(f"{row.at}.999+00:00", 1, row.n) for row in sent]
-    for note in notes:
-        data = json.loads(note.data or "{}")
-        for field, name in ((0, "taken"), (2, "confirmed"), (3, "returned")):
-            if isinstance(data, dict) and isinstance(data.get(name), int):
-                steps.append((note.at, field, data[name]))
-    # A note may be written twice by a task that was tried again: the ledger's totals are the bound.
-    most = (numbers.taken, numbers.replayed, numbers.confirmed, numbers.returned)
-    have = [0, 0, 0, 0]
-    points = [Point(opened_at, 0, 0, 0, 0)]
-    for at, field, n in sorted(steps):
-        have[field] = min(have[field] + n, most[field])
-        points.append(Point(min(max(at, opened_at), until), *have))
-    every = len(points) // _POINTS + 1
-    return [*points[::every], Point(until, *most)]
-
-
-def _proof(notes: Sequence[Any], data: dict[str, dict[str, Any]], config: QueueConfig) -> Proof:
-    found = data.get("verify_conservation", {})
-    at = next((n.at for n in reversed(notes) if n.stage == "verify_conservation"), None)
-    readers = config.target.origin_consumers if isinstance(config.target, KafkaTarget) else "unknown"
-    proven = found.get("proven")
-    return Proof(
-        at=at,
-        proven=proven if isinstance(proven, bool) else None,
-        broken=[b for b in found.get("broken", []) if isinstance(b, dict)],
-        witnesses=dict(found.get("witnesses", {})),
-        expectations=list(found.get("expectations", [])),
-        seen_once_by=readers,
-    )
-
-
-def _policy(config: QueueConfig) -> dict[str, Any]:
-    """The policy in force, as frozen at the opening; no address and no secret is in it."""
-    shown = config.model_dump(
-        mode="json",
-        include={"slo", "limits", "outcome", "approval", "quotas", "owners", "golden_flows", "schedule"},
-    )
-    return {
-        "configuration": config.sha,
-        **shown,
-        "target": {
-            "kind": config.target.kind,
-            "allow": list(config.target.allow),
-            "ordering": config.target.ordering,
-        },
-    }

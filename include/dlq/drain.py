@@ -39,7 +39,7 @@ class Drain:
     ``config`` is the queue's file as it was when the drain was opened. A dry run holds no lease and writes nothing.
     """
 
-    def __init__(self, identity: str, config: QueueConfig, ledger: Ledger, connections: Connections, *, epoch: int, dry_run: bool = False) -> None:
+    def __init__(self, identity: str, config: QueueConfig, ledger: Ledger, connections: Connections, *, epoch: int, kind: str = "drain", dry_run: bool = False) -> None:
         self.id = identity
         self.queue = config.name
         self.config = config
@@ -47,19 +47,29 @@ class Drain:
         self.archive = Archive(config.archive, config.name)
         self.connections = connections
         self.epoch = epoch
+        self.kind = kind
         self.dry_run = dry_run
 
     @classmethod
     def attach(cls, identity: str, *, config: QueueConfig, connections: Connections) -> Drain:
         """A later task's hold on the drain ``identity``; ``config`` says where its ledger is, the rest is as opened.
 
-        :raises Fenced: when another holder took the lease since.
+        :raises Fenced: when another holder took the queue since.
         """
+        drain = cls.look(identity, config=config, connections=connections)
+        lease.held(drain.ledger, config.name, identity, drain.epoch)
+        return drain
+
+    @classmethod
+    def look(cls, identity: str, *, config: QueueConfig, connections: Connections) -> Drain:
+        """The drain ``identity``, whoever holds the queue now: to read it, as its report does."""
         ledger = Ledger.open(config.ledger)
-        epoch = lease.held(ledger, config.name, identity)
         with ledger.read() as tx:
-            frozen = tx.execute(select(drains.c.config).where(drains.c.id == identity)).scalar_one()
-        return cls(identity, QueueConfig.model_validate_json(frozen), ledger, connections, epoch=epoch)
+            found = tx.execute(select(drains.c.config, drains.c.epoch, drains.c.kind).where(drains.c.id == identity)).first()
+        if found is None:
+            ledger.close()
+            raise Refused(f"the ledger knows no drain {identity}: open_drain did not run, or the queue's file names another ledger")
+        return cls(identity, QueueConfig.model_validate_json(found.config), ledger, connections, epoch=int(found.epoch), kind=str(found.kind))
 
     def __enter__(self) -> Self:
         return self
@@ -172,9 +182,10 @@ def open_drain(
             "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
         )
     epoch = lease.acquire(ledger, config.name, identity, run_id=run_id, kind=kind, seconds=lease_s, config=config.model_dump_json())
-    drain = Drain(identity, config, ledger, connections, epoch=epoch)
+    drain = Drain(identity, config, ledger, connections, epoch=epoch, kind=kind)
     try:
         archive.claim_epoch(epoch, ledger.id, identity)
+        drain.note("opened", f"epoch {epoch} of queue {config.name}, configuration {config.sha}", epoch=epoch)
         with ledger.write(config.name, epoch) as tx:
             row = custody.source_id(tx, config.name, drain.source.uri)
             positions = custody.positions(tx, row)

@@ -257,11 +257,11 @@ class HttpOrchestrator:
     def __init__(
         self, base_url: str, token: str, timeout: float = 10.0, *, connection_id: str | None = None
     ) -> None:
-        self._url = base_url.rstrip("/")
+        self.url = base_url.rstrip("/")
         self._connection = f"Connection {connection_id}" if connection_id else "Connection"
         self._levels: frozenset[str] | None = None
         self._client = httpx.Client(
-            base_url=self._url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout
         )
 
     @classmethod
@@ -295,7 +295,7 @@ class HttpOrchestrator:
         found = self._ask(_Capabilities, "GET", "/capabilities")
         if found.version.split(".")[0] != _MAJOR:
             raise ContractBroken(
-                f"The orchestrator at {self._url} speaks version {found.version} of the contract, this "
+                f"The orchestrator at {self.url} speaks version {found.version} of the contract, this "
                 f"bundle version {_MAJOR}: use matching versions."
             )
         self._levels = found.levels
@@ -309,7 +309,7 @@ class HttpOrchestrator:
             answer = self._ask(_Outcomes, "POST", "/v1/outcomes", json={"keys": some}).outcomes
             if silent := [key for key in some if key not in answer]:
                 raise ContractBroken(
-                    f"{self._url}/v1/outcomes left out {len(silent)} of {len(some)} keys: each needs a "
+                    f"{self.url}/v1/outcomes left out {len(silent)} of {len(some)} keys: each needs a "
                     "state, `unknown` where there is none."
                 )
             found |= {key: answer[key] for key in some}
@@ -362,7 +362,7 @@ class HttpOrchestrator:
     def _need(self, level: Level) -> None:
         levels = self._levels if self._levels is not None else self.capabilities()
         if level not in levels:
-            raise CapabilityMissing(self._url, level)
+            raise CapabilityMissing(self.url, level)
 
     def _ask(self, kind: type[Answer], method: str, path: str, **request: Any) -> Answer:
         return self._read(kind, self._request(method, path, **request))
@@ -370,7 +370,7 @@ class HttpOrchestrator:
     def _request(
         self, method: str, path: str, *, accept: int | None = None, **request: Any
     ) -> httpx.Response:
-        where = f"{method} {self._url}{path}"
+        where = f"{method} {self.url}{path}"
         try:
             for attempt in stamina.retry_context(
                 on=_may_heal, attempts=6, timeout=15.0, wait_initial=0.2, wait_max=3.0

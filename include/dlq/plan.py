@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
@@ -23,28 +23,37 @@ _FIELDS = (entry.c.id, source.c.uri, entry.c.part, entry.c.place, entry.c.segmen
 _UNSENT = ("open", "planned", "sending", "ambiguous")
 
 
-def ready(drain: Drain) -> ColumnElement[bool]:
-    """Entries a replay may take now: ready, allowed somewhere, no twin before them, and no earlier one of their key waiting."""
-    limits = drain.config.limits
-    condition = and_(
+def sendable(drain: Drain) -> ColumnElement[bool]:
+    """Open entries that may be sent at all: allowed somewhere, no twin before them, not failed too often, not on hold."""
+    return and_(
         entry.c.queue == drain.queue,
         entry.c.state == "open",
-        entry.c.reason.in_(READY),
         entry.c.target.is_not(None),
         entry.c.duplicate_of.is_(None),
-        entry.c.attempts < limits.returns,
+        entry.c.attempts < drain.config.limits.returns,
         or_(entry.c.hold_until.is_(None), entry.c.hold_until <= clock.now()),
     )
-    if drain.config.target.ordering == "per_key":
-        earlier = entry.alias("earlier")
-        blocked = exists().where(
-            earlier.c.queue == drain.queue, earlier.c.key_hash == entry.c.key_hash, earlier.c.settled_drain.is_(None),
-            earlier.c.id < entry.c.id,
-            or_(earlier.c.state != "open", earlier.c.reason.not_in(READY), earlier.c.target.is_(None), earlier.c.attempts >= limits.returns,
-                earlier.c.duplicate_of.is_not(None)),
-        )  # fmt: skip
-        condition = and_(condition, or_(entry.c.key_hash.is_(None), ~blocked))
-    return condition
+
+
+def ready(drain: Drain) -> ColumnElement[bool]:
+    """What a replay may take now without asking anybody; ordered by key: no earlier entry of its key waits."""
+    condition = and_(sendable(drain), entry.c.reason.in_(READY))
+    if drain.config.target.ordering != "per_key":
+        return condition
+    earlier = entry.alias("earlier")
+    waits = or_(
+        earlier.c.state != "open",
+        earlier.c.reason.not_in(READY),
+        earlier.c.target.is_(None),
+        earlier.c.duplicate_of.is_not(None),
+        earlier.c.attempts >= drain.config.limits.returns,
+    )
+    blocked = exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id, waits)
+    return and_(condition, or_(entry.c.key_hash.is_(None), ~blocked))
+
+
+def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
+    return and_(other.c.queue == drain.queue, other.c.key_hash == entry.c.key_hash, other.c.settled_drain.is_(None))
 
 
 def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
@@ -58,10 +67,13 @@ def make(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, 
 
     :raises ledger.PlanStale: when an entry changed between plan and lock.
     """
+    return make_of(drain, stage, _cuts(drain, condition, canary=canary), who=who, saw=saw)
+
+
+def make_of(drain: Drain, stage: str, cuts: Iterable[Cut], *, who: str, saw: str) -> list[ledger.Job]:
+    """Freeze, approve and lock a plan of exactly these ``cuts``."""
     _drop_unapproved(drain, stage)
-    plan_id = ledger.propose(
-        drain.ledger, drain.queue, drain.epoch, drain.id, stage, _cuts(drain, condition, canary=canary), expires_s=_START_WITHIN_S
-    )
+    plan_id = ledger.propose(drain.ledger, drain.queue, drain.epoch, drain.id, stage, cuts, expires_s=_START_WITHIN_S)
     if plan_id is None:
         return []
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -101,7 +113,7 @@ def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
     most = sum(CANARY)
     if drain.config.target.ordering == "per_key":
         earlier = entry.alias("before")
-        head = ~exists().where(earlier.c.queue == drain.queue, earlier.c.key_hash == entry.c.key_hash, earlier.c.settled_drain.is_(None), earlier.c.id < entry.c.id)
+        head = ~exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id)
         condition = and_(condition, or_(entry.c.key_hash.is_(None), head))
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:

@@ -1,4 +1,4 @@
-"""A report's plots as SVG text, without script. Axes and text take the page's colour, so both light and dark read."""
+"""A report's plots as SVG text, without script; axes take the page's colour and read in light and dark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlq.account import Group, Point
 # Okabe and Ito's palette: told apart with colour-blind eyes, and on white as on black.
 COLOURS = {
     "confirmed": "#009e73",
-    "unconfirmed": "#56b4e9",
+    "no outcome": "#56b4e9",
     "returned": "#d55e00",
     "open": "#e69f00",
     "set aside": "#8c8c8c",
@@ -23,7 +23,7 @@ _LABELS = 260  # room for the groups' names: the page's font is not the one they
 
 
 def outcome_by_group(groups: Sequence[Group]) -> str | None:
-    """Stacked bars of what became of each group's entries, the ten largest; None where there is nothing to show."""
+    """Stacked bars of what became of the ten largest groups; None where there is nothing to show."""
     import altair as alt
 
     rows = []
@@ -41,10 +41,10 @@ def outcome_by_group(groups: Sequence[Group]) -> str | None:
     if not rows:
         return None
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.InlineData(values=rows))
         .mark_bar(size=16)
         .encode(
-            x=alt.X("entries:Q", title="entries", axis=alt.Axis(tickCount=6, tickMinStep=1, format="~s")),
+            x=alt.X("entries:Q", title="entries", axis=alt.Axis(tickCount=6, tickMinStep=1, format=",d")),
             y=alt.Y("group:N", sort=names, title=None, axis=alt.Axis(minExtent=_LABELS)),
             color=alt.Color(
                 "outcome:N",
@@ -68,12 +68,17 @@ def timeline(points: Sequence[Point]) -> str | None:
         return None
     rows = [{"at": p.at, "what": name, "entries": getattr(p, name)} for p in points for name in shown]
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.InlineData(values=rows))
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
-            x=alt.X("at:T", title="time (UTC)", scale=alt.Scale(type="utc"), axis=alt.Axis(format="%H:%M:%S", tickCount=8, grid=False)),
+            x=alt.X(
+                "at:T",
+                title="time (UTC)",
+                scale=alt.Scale(type="utc"),
+                axis=alt.Axis(format="%H:%M:%S", tickCount=8, grid=False),
+            ),
             y=alt.Y(
-                "entries:Q", title="entries so far", axis=alt.Axis(tickCount=5, tickMinStep=1, format="~s")
+                "entries:Q", title="entries so far", axis=alt.Axis(tickCount=5, tickMinStep=1, format=",d")
             ),
             color=alt.Color(
                 "what:N",

@@ -179,4 +179,7 @@ class Target(Protocol):
     def progress(self, topic: str) -> dict[int, int] | None:
         """The consuming group's position by partition, or None where nobody consumes the target or no group is configured."""
 
+    def grown(self, seconds: float) -> int:
+        """How many records the targets grew by in the last ``seconds``, replays of ours included."""
+
     def close(self) -> None: ...

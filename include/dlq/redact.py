@@ -1,7 +1,7 @@
 """What must not be shown of untrusted text: credentials, addresses of people, long numbers and keys.
 
-For messages and signatures on their way to a log, a page, a report or a notification. Payloads are never shown at
-all; this is for the prose beside them.
+For messages and signatures on their way to a log, a page, a report or a notification. Payloads are never
+shown at all; this is for the prose beside them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _HIDDEN: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b([a-z][a-z0-9+.-]{1,15}://)[^\s/@]{1,256}@", r"\1<hidden>@"),
         (r"\b(bearer|basic)\s{1,4}[\w.~+/=-]{6,}+", r"\1 <hidden>"),
         (
-            r"([\w.-]{0,40}(?:passw(?:or)?d|passwd|pwd|secret|token|credential|authorization|api[_-]?key|access[_-]?key"
-            r"|private[_-]?key|session[_-]?id|cookie)[\w.-]{0,40}[\"']?\s{0,4}[=:]\s{0,4})"
-            r"(?!<hidden>|bearer <hidden>|basic <hidden>)(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|[^\s,;&)\]}]++)",
+            r"([\w.-]{0,40}(?:passw(?:or)?d|passwd|pwd|secret|token|credential|authorization|cookie|sessionid"
+            r"|(?:api|access|private)[_-]?key)[\w.-]{0,40}[\"']?\s{0,4}[=:]\s{0,4})"
+            r"(?!<hidden>|(?:bearer|basic) <hidden>)(?:\"[^\"\n]{0,500}\"|'[^'\n]{0,500}'|[^\s,;&)\]}]++)",
             r"\1<hidden>",
         ),
         (r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}", "<hidden>"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ def _open(drain: Drain, job_id: str) -> bool:
         return ledger.get(tx, job_id).state != "closed"
 
 
-def _stop(drain: Drain, jobs: list[ledger.Job], ended: str) -> None:
+def _stop(drain: Drain, jobs: Sequence[ledger.Job], ended: str) -> None:
     for one in jobs:
         ledger.close(drain.ledger, drain.queue, drain.epoch, one.id, "canary_failed", _REST.get(ended if ended != "gate_failed" else "canary_failed", "ready"))
 
@@ -143,9 +143,15 @@ def replay_batches(drain: Drain, job: str, deadline_s: float, progress: Progress
     return ran.data()
 
 
-def replay_now(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, deadline: float, progress: Progress | None = None, canary: bool = True) -> list[Ran]:
+def replay_now(
+    drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, deadline: float, progress: Progress | None = None
+) -> list[Ran]:
     """Plan ``condition`` and run all its jobs, the canary first."""
-    jobs = planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw, canary=canary)
+    return run_jobs(drain, planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw), deadline, progress)
+
+
+def run_jobs(drain: Drain, jobs: Sequence[ledger.Job], deadline: float, progress: Progress | None = None) -> list[Ran]:
+    """Run jobs one after the other; where a canary stops, the others of its target are closed."""
     done: list[Ran] = []
     stopped: set[str] = set()
     for one in sorted(jobs, key=lambda j: not j.canary):

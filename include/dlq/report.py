@@ -15,7 +15,8 @@ from markupsafe import Markup
 from upath import UPath
 
 from dlq import plots
-from dlq.account import ReportData, build_report
+from dlq.account import ReportData
+from dlq.tally import build_report
 
 if TYPE_CHECKING:
     from dlq.drain import Drain
@@ -27,22 +28,35 @@ _GROUPS, _NOTES = 25, 200
 
 _REASONS = {
     "new": "not looked at yet",
+    "ready": "ready to be replayed",
+    "hold": "held for a while",
     "first_intake": "was there before the first drain; waits for a decision",
-    "returned": "failed again after a replay",
+    "waiting_for_fix": "waits for a fix",
+    "waiting_for_person": "waits for a person",
+    "returned": "failed again after its replay",
+    "returns_limit": "failed again too often",
+    "handed_back_again": "was handed back to the queue, and is here again",
     "conflict": "says it is our replay, but carries something else",
+    "twin_not_sent": "is a copy of one that was not sent yet",
+    "earlier_entry_of_key": "waits for an earlier entry of its key",
+    "gate_failed": "its job stopped: too many came back",
+    "canary_failed": "its canary failed",
+    "outcome_unknown": "its job stopped: no outcome came in time",
+    "nobody_consumes": "nobody consumes the target",
+    "target_not_allowed": "its origin names no allowed target",
     "unrepresentable_headers": "has headers a client cannot represent",
-    "target_not_allowed": "names a target that is not allowed",
 }
+"""Reasons of the ledger, in words."""
 
 _SEEN_ONCE = {
-    "read_committed": "The target's consumers read committed records only, so each replay was seen once.",
+    "read_committed": "The target's consumers read committed records only: each replay was seen once.",
     "read_uncommitted": (
-        "The target's consumers read uncommitted records: a batch that was aborted and sent again may have been seen "
-        "twice. The dedupe key and the dlq-key header tell the copies."
+        "The target's consumers read uncommitted records: a batch that was aborted and sent again may have "
+        "been seen twice. The dedupe key and the dlq-key header tell the copies."
     ),
     "unknown": (
-        "Replays are on the target once for consumers that read committed records only; how the target's consumers "
-        "read is not known (target.origin_consumers)."
+        "Replays are on the target once for consumers that read committed records only; how the target's "
+        "consumers read is not known (target.origin_consumers)."
     ),
 }
 
@@ -106,12 +120,14 @@ def render(data: ReportData) -> str:
 def summarise(data: ReportData) -> str:
     """The report in at most 12 lines of plain text."""
     n = data.numbers
+    verdict = (data.verdict or "not closed").upper()
     lines = [
-        f"{data.kind} of {data.queue}: {(data.verdict or 'not closed').upper()} after {duration(data.seconds)} ({data.drain})",
-        f"taken {n.taken:,}, replayed {n.replayed:,}: confirmed {n.confirmed:,}, returned {n.returned:,}, no outcome {n.unconfirmed:,}",
+        f"{data.kind} of {data.queue}: {verdict} after {duration(data.seconds)} ({data.drain})",
+        f"taken {n.taken:,}, replayed {n.replayed:,}: "
+        f"confirmed {n.confirmed:,}, returned {n.returned:,}, no outcome {n.unconfirmed:,}",
         f"drain success {_share(n.success)} (asked {_share(n.success_asked)})",
-        f"conservation {_proven(data)}: open before {n.open_before:,} + taken {n.taken:,} {'=' if n.balanced else '≠'} "
-        f"settled {n.settled:,} + unsettled {n.unsettled:,}",
+        f"conservation {_proven(data)}: open before {n.open_before:,} + taken {n.taken:,} "
+        f"{'=' if n.balanced else '≠'} settled {n.settled:,} + unsettled {n.unsettled:,}",
         f"golden flows {_golden(data)}",
     ]
     lines += [f"because: {reason}" for reason in data.reasons[:2]]
@@ -141,22 +157,18 @@ def duration(seconds: float | None) -> str:
 
 
 def _headline(data: ReportData) -> str:
-    open_now = data.numbers.unsettled
-    left = "nothing is left open" if not open_now else f"{open_now:,} left open, each with an owner"
+    broken = len(data.proof.laws)
     if data.verdict == "green":
-        return f"Green: the drain did its duty; {left}"
-    if data.verdict == "red":
-        broken = len(data.proof.broken)
-        if data.proof.proven is None:
-            return "Red: nothing is proven"
-        if broken:
-            return f"Red: {broken} law{'' if broken == 1 else 's'} of conservation broken"
+        return "Green: done, and proven"
+    if data.verdict != "red":
         return (
-            "Red: proven, but the drain did not do all its duty" if data.proof.proven else "Red: not proven"
+            f"Closed: {data.verdict}" if data.verdict else f"Not closed: in {_words(data.phase or 'opened')}"
         )
-    if data.closed_at:
-        return f"Closed: {data.verdict or 'without a verdict'}"
-    return f"Not closed: in {_words(data.phase or 'opened')}"
+    if data.proof.proven is None:
+        return "Red: nothing is proven"
+    if broken:
+        return f"Red: {broken} law{'' if broken == 1 else 's'} of conservation broken"
+    return "Red: nothing is lost, but not all is done" if data.proof.proven else "Red: not proven"
 
 
 def _sentence(data: ReportData) -> str:
@@ -187,8 +199,7 @@ def _listed(parts: list[str]) -> str:
 def _proven(data: ReportData) -> str:
     if data.proof.proven is None:
         return "UNPROVEN"
-    laws = ", ".join(sorted({str(b.get("law")) for b in data.proof.broken})[:3])
-    return "proven" if data.proof.proven else f"BROKEN ({laws})"
+    return "proven" if data.proof.proven else f"BROKEN ({', '.join(data.proof.laws[:3]) or 'an expectation'})"
 
 
 def _golden(data: ReportData) -> str:
@@ -205,7 +216,7 @@ def _shown_notes(data: ReportData) -> list[Any]:
 
 
 def _moment(at: str) -> str:
-    return f"{at[:10]} {at[11:19]} UTC"
+    return f"{at[:10]} {at[11:19]}"
 
 
 def _share(part: float | None) -> str:

@@ -151,7 +151,7 @@ class AirflowStandalone:
             log=self.home / f"{component}.log",
             env=self._env,
             cwd=self.home,
-            grace=8.0,
+            grace=3.0,  # its LocalExecutor often waits for a worker that has already let go
         )
 
     def _wait_for_beats(self, since: datetime, components: list[str]) -> None:

@@ -191,7 +191,8 @@ class Broker:
         return path
 
     def _format(self, java: list[str | Path], settings: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        while (cluster := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+            continue  # the tool would take it for an option
         command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", settings]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,9 +1,9 @@
 """Runs one command and answers for every process it leaves behind: ``leash.py GRACE SIGNAL COMMAND...``
 
 Standard input is the leash: when it closes, because the owner let go or died in whatever way, the command
-gets ``SIGNAL``, ``GRACE`` seconds to end, and then everything that descends from it is killed. Airflow's tasks
-sit in process groups of their own and outlive a killed scheduler, so a process group is not enough: on Linux
-this process adopts orphans (PR_SET_CHILD_SUBREAPER), so that a descendant stays one.
+gets ``SIGNAL``, ``GRACE`` seconds to end, and then everything that descends from it is killed. Airflow's
+tasks sit in process groups of their own and outlive a killed scheduler, so a process group is not enough: on
+Linux this process adopts orphans (PR_SET_CHILD_SUBREAPER), so that a descendant stays one.
 
 SIGTERM asks for the same as closing the leash; SIGUSR1 kills all at once, without a last word. The exit
 status is the command's.

@@ -39,6 +39,9 @@ class ReferenceOrchestrator:
         port: int | None = None,
         options: tuple[str, ...] = (),
     ) -> None:
+        self.origin = origin
+        self.dlq = dlq
+        self.group = group
         self.token = token or secrets.token_urlsafe(24)
         self.port = port or loopback.free_ports(1)[0]
         self.log = folder / "orchestrator.log"

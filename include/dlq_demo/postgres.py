@@ -35,9 +35,9 @@ class Postgres:
         self._password = secrets.token_urlsafe(12)
         self._process: Process | None = None
 
-    def url(self, database: str, *, driver: str = "psycopg") -> str:
+    def url(self, database: str) -> str:
         """For SQLAlchemy."""
-        return f"postgresql+{driver}://{_USER}:{self._password}@{loopback.HOST}:{self.port}/{database}"
+        return f"postgresql+psycopg://{_USER}:{self._password}@{loopback.HOST}:{self.port}/{database}"
 
     def __enter__(self) -> Self:
         try:
@@ -54,7 +54,7 @@ class Postgres:
 
     def create_database(self, name: str) -> str:
         """Create an empty database; returns its SQLAlchemy URL."""
-        with psycopg.connect(**self._login(), autocommit=True) as connection:
+        with psycopg.connect(self._address(), autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         return self.url(name)
 
@@ -67,26 +67,22 @@ class Postgres:
     def _start(self) -> None:
         password_file = self._folder / "password"
         password_file.write_text(self._password)
-        prefix: list[str] = []
+        prefix: list[str | Path] = []
         if os.geteuid() == 0:  # Postgres refuses to be root; its package made a user for it
             prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
             shutil.chown(self._folder, "postgres", "postgres")
             shutil.chown(password_file, "postgres", "postgres")
         data = self._folder / "data"
-        arguments = [f"--username={_USER}", f"--pwfile={password_file}", "--auth=scram-sha-256", "--no-sync"]
+        initdb: list[str | Path] = [
+            *prefix,
+            self._binaries / "initdb",
+            f"--pgdata={data}",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]
+        login = [f"--username={_USER}", f"--pwfile={password_file}", "--auth=scram-sha-256", "--no-sync"]
         made = subprocess.run(
-            [
-                *prefix,
-                self._binaries / "initdb",
-                f"--pgdata={data}",
-                "--encoding=UTF8",
-                "--locale=C",
-                *arguments,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self._folder,
+            [*initdb, *login], capture_output=True, text=True, check=False, cwd=self._folder
         )
         if made.returncode:
             raise ServiceError(f"Postgres could not make its data folder {data}. It said:\n{made.stderr}")
@@ -105,18 +101,12 @@ class Postgres:
         )
         self._process.wait_until(self._answers, seconds=30)
 
-    def _login(self) -> dict[str, str]:
-        return {
-            "host": loopback.HOST,
-            "port": str(self.port),
-            "user": _USER,
-            "password": self._password,
-            "dbname": "postgres",
-        }
+    def _address(self) -> str:
+        return self.url("postgres").replace("+psycopg", "")
 
     def _answers(self) -> bool:
         try:
-            psycopg.connect(**self._login(), connect_timeout="2").close()
+            psycopg.connect(self._address(), connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True

@@ -27,7 +27,7 @@ class Process:
     """One running command; output goes to ``log`` (appended).
 
     However this Python process ends, SIGKILL included, the command and its descendants end too (leash.py).
-    It is asked to with the signal ``stop_with``; ``grace`` is how many seconds they have to do so by themselves.
+    ``stop_with`` is the signal that asks for it, ``grace`` the seconds they have to do so by themselves.
     """
 
     def __init__(

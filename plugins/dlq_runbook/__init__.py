@@ -1,3 +1,3 @@
-"""What runs inside Airflow: operators, a sensor, a trigger and a page's app, thin over the core (:mod:`dlq`)."""
+"""What runs inside Airflow: operators, a sensor, a trigger and the reports' app, thin over :mod:`dlq`."""
 
 from __future__ import annotations

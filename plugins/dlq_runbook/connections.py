@@ -19,7 +19,7 @@ _SECRET_KEYS = ("ssl.key.pem", "sasl.oauthbearer.assertion.private.key.pem")
 
 
 def connection(conn_id: str) -> Connection:
-    """The Connection ``conn_id`` as Airflow resolves it (secrets backend, environment, database), for the core.
+    """The Connection ``conn_id`` as Airflow resolves it: secrets backend, environment, database.
 
     :raises ConfigError: where there is none.
     """
@@ -31,7 +31,7 @@ def connection(conn_id: str) -> Connection:
 
 
 async def fetched(conn_ids: Iterable[str]) -> Connections:
-    """Connections got ahead of time by a trigger, whose event loop must not be blocked; to be used in a thread."""
+    """Connections got ahead of time by a trigger, whose event loop must not wait; to be used in a thread."""
     found: dict[str, AirflowConnection] = {}
     for conn_id in conn_ids:
         with suppress(AirflowNotFoundException):
@@ -65,15 +65,16 @@ def converted(found: AirflowConnection) -> Connection:
 
 def _absent(conn_id: str) -> ConfigError:
     return ConfigError(
-        f"Connection {conn_id!r} does not exist: create it under Admin > Connections, or set AIRFLOW_CONN_{conn_id.upper()}"
+        f"Connection {conn_id!r} does not exist: create it under Admin > Connections, "
+        f"or set AIRFLOW_CONN_{conn_id.upper()}"
     )
 
 
 def _kafka_settings(found: AirflowConnection) -> dict[str, Any]:
     """The client settings the apache-kafka provider makes of its Connection.
 
-    It adds what the extra alone does not have: callbacks named by path and allowed in ``[apache_kafka]``, and the
-    tokens of Amazon MSK (IAM) and Google's managed Kafka. Its consumer hook subscribes, so only the settings are taken.
+    They have what the extra alone has not: callbacks named by path and allowed in ``[apache_kafka]``, and the
+    tokens of Amazon MSK (IAM) and Google's managed Kafka. Its consumer hook subscribes: only settings are taken.
 
     :raises ConfigError: when the provider refuses the Connection.
     """

@@ -24,7 +24,7 @@ KNOWN = (*TIGHTENING, "dry_run", "incident")
 
 
 class Stopped(BaseException):
-    """The task was told to end. No ``except Exception`` may keep it: clients close, and the next try goes on."""
+    """The task was told to end. No ``except Exception`` keeps it: clients close, and the next try goes on."""
 
 
 @contextmanager
@@ -43,12 +43,14 @@ def conf(context: Context) -> Mapping[str, Any]:
     """
     given = context["dag_run"].conf or {}
     if unknown := sorted(given.keys() - set(KNOWN)):
-        raise ConfigError(f"conf: unknown key(s) {', '.join(unknown)}; known: {', '.join(KNOWN)}. Trigger again without them")
+        raise ConfigError(
+            f"conf: unknown key(s) {', '.join(unknown)}; trigger again without. Known: {', '.join(KNOWN)}"
+        )
     return given
 
 
 def is_dry(context: Context) -> bool:
-    """Whether the run may change nothing. Read from conf itself: Airflow can be told to keep conf out of params.
+    """Whether the run may change nothing. Read from conf: Airflow can be told to keep conf out of params.
 
     :raises ConfigError: when it is no boolean: ``"false"`` is true in Python.
     """
@@ -59,7 +61,7 @@ def is_dry(context: Context) -> bool:
 
 
 def configuration(queue: str, context: Context) -> QueueConfig:
-    """The queue's file as it is now, tightened by the run's conf. What a drain was opened with is frozen in its ledger.
+    """The queue's file as it is now, tightened by the run's conf. A drain goes by its frozen copy in the ledger.
 
     :raises ConfigError: naming file, field and fix, or the param that would loosen the policy.
     """
@@ -77,13 +79,21 @@ def attach(queue: str, context: Context) -> Drain:
 
     :raises Fenced: when another holder has the queue's lease.
     """
-    from dlq.drain import Drain, drain_id, dry
+    from dlq.drain import Drain, drain_id
 
-    run_id = run_key(context["dag_run"].dag_id, context["dag_run"].run_id)
-    config = configuration(queue, context)
     if is_dry(context):
-        return dry(config, run_id=run_id, connections=connection)
-    return Drain.attach(drain_id(queue, run_id), config=config, connections=connection)
+        return look(queue, context)
+    run = context["dag_run"]
+    identity = drain_id(queue, run_key(run.dag_id, run.run_id))
+    return Drain.attach(identity, config=configuration(queue, context), connections=connection)
+
+
+def look(queue: str, context: Context) -> Drain:
+    """The queue, to look at only: holds no lease, changes nothing."""
+    from dlq.drain import dry
+
+    run = context["dag_run"]
+    return dry(configuration(queue, context), run_id=run_key(run.dag_id, run.run_id), connections=connection)
 
 
 def seconds_left(budget_s: float, context: Context) -> float:

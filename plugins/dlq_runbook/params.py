@@ -24,33 +24,55 @@ def trigger_form(config: QueueConfig) -> dict[str, Param]:
     bound = {} if limits.rate is None else {"maximum": limits.rate}
     return {
         "dry_run": Param(
-            False, type="boolean", title="Dry run",
+            False,
+            type="boolean",
+            title="Dry run",
             description="Show what would be done, stage by stage. Nothing is taken, sent or changed.",
         ),
         "incident": Param(
-            None, type=["null", "string"], maxLength=500, title="Incident note",
+            None,
+            type=["null", "string"],
+            maxLength=500,
+            title="Incident note",
             description="Why this run was started, or the incident's id: it is the first line of the report.",
         ),
         "batch": Param(
-            limits.batch, type="integer", minimum=1, maximum=limits.batch, title="Batch",
-            description=f"Entries between two looks at the outcome, once the canary is through. At most {limits.batch}.",
+            limits.batch,
+            type="integer",
+            minimum=1,
+            maximum=limits.batch,
+            title="Batch",
+            description=f"Entries between two looks at the outcome, after the canary. At most {limits.batch}.",
         ),
         "rate": Param(
-            limits.rate, type=["null", "number"], exclusiveMinimum=0, **bound, title="Rate",
+            limits.rate,
+            type=["null", "number"],
+            exclusiveMinimum=0,
+            **bound,
+            title="Rate",
             description="Entries per second at most. Empty: as the queue's file says.",
         ),
         "budget": Param(
-            None, type=["null", "string"], pattern=DURATION, title="Budget",
-            description=f"How long the run may take, such as 45m. Empty: {limits.budget / 60:g} minutes, the queue's policy.",
+            None,
+            type=["null", "string"],
+            pattern=DURATION,
+            title="Budget",
+            description=f"How long the run may take, such as 45m. Empty: {limits.budget / 60:g} minutes, as policy says.",
         ),
         "approve_fix": Param(
-            approval.fix, type="string", enum=_tighter(approval.fix), title="Who approves fixes",
+            approval.fix,
+            type="string",
+            enum=_tighter(approval.fix),
+            title="Who approves fixes",
             description="policy: within the bounds of the queue's file, at once. person: in this UI, "
             f"within {approval.within / 60:g} minutes; no answer leaves the entries open.",
         ),
         "approve_dr": Param(
-            approval.dr, type="string", enum=_tighter(approval.dr), title="Who approves going on with a very deep queue",
-            description=f"Asked when more than {limits.dr:,} entries are outstanding, after the archive was read back.",
+            approval.dr,
+            type="string",
+            enum=_tighter(approval.dr),
+            title="Who approves going on with a very deep queue",
+            description=f"With more than {limits.dr:,} entries outstanding, once the archive was read back.",
         ),
     }
 
@@ -60,7 +82,7 @@ def _tighter(held: str) -> list[str]:
 
 
 def dag_settings(config: QueueConfig) -> dict[str, Any]:
-    """What every Dag of a queue has: no time limit on a run and no fail-fast, for both would skip the teardowns."""
+    """What every Dag of a queue has. No time limit on a run, no fail-fast: both would skip the teardowns."""
     return {
         "catchup": False,
         "start_date": datetime(2026, 1, 1, tzinfo=UTC),

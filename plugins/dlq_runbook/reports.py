@@ -13,7 +13,7 @@ from dlq.config import load_queue
 from dlq.errors import ConfigError
 
 HEADERS = {
-    # The report has no script and loads nothing; this holds even if a dead letter's text got past its escaping.
+    # The report has no script and loads nothing; this holds even if a dead letter got past its escaping.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -39,5 +39,7 @@ def report(dag_id: str, drain: str, form: Literal["html", "json"]) -> Response:
         path = UPath(load_queue(of_dag[1]).report) / f"{drain}.{form}"
         content = path.read_bytes()
     except (ConfigError, FileNotFoundError):
-        raise HTTPException(404, "No report yet: it is written when the drain is closed", headers=HEADERS) from None
+        raise HTTPException(
+            404, "No report yet: it is written when the drain is closed", headers=HEADERS
+        ) from None
     return Response(content, media_type=MEDIA[form], headers=HEADERS)

@@ -80,13 +80,14 @@ def release(ledger: Ledger, name: str, holder: str, epoch: int, verdict: str) ->
         )
 
 
-def held(ledger: Ledger, name: str, holder: str) -> int:
-    """The epoch under which ``holder`` holds the queue now.
+def held(ledger: Ledger, name: str, holder: str, epoch: int) -> None:
+    """See that nobody took the queue since ``holder`` did, under ``epoch``.
 
-    :raises Fenced: when it doesn't.
+    :raises Fenced: when another did.
     """
     with ledger.read() as tx:
         found = tx.execute(select(queue.c.epoch, queue.c.holder).where(queue.c.name == name)).first()
-    if found is None or found.holder != holder:
-        raise Fenced(f"queue {name} is held by {found.holder if found else 'nobody'}, not by {holder}: clear open_drain with its downstream to begin again")
-    return int(found.epoch)
+    if found is None or int(found.epoch) != epoch:
+        raise Fenced(
+            f"queue {name} was taken by {(found and found.holder) or 'another'} since {holder} held it: clear open_drain with its downstream to begin again"
+        )

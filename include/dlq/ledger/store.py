@@ -90,6 +90,16 @@ class Ledger:
             raise LedgerError(f"the ledger did not answer: {error.orig}") from error
 
     @contextmanager
+    def scratch(self) -> Iterator[Connection]:
+        """One consistent look with temporary tables beside it, which go with it."""
+        with self._engine.connect() as connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+            finally:
+                transaction.rollback()
+
+    @contextmanager
     def write(self, queue: str, epoch: int | None) -> Iterator[Connection]:
         """One transaction, begun by checking that ``epoch`` still holds ``queue``.
 

@@ -111,6 +111,21 @@ class KafkaReplay:
         finally:
             client.close()
 
+    def grown(self, seconds: float) -> int:
+        since = int((time.time() - seconds) * 1000)
+        client = kafka.consumer(self._connection, "dlq-drain.witness")
+        total = 0
+        try:
+            for name in self._config.allow:
+                marks = kafka.watermarks(client, name, list(range(self._topic(name).partitions)))
+                then = client.offsets_for_times([TopicPartition(name, part, since) for part in marks], timeout=kafka.TIMEOUT_S)
+                total += sum(marks[p.partition][1] - p.offset for p in then if p.offset >= 0)
+        except KafkaException as error:
+            raise TargetError(f"target topics can't be counted: {kafka.reason(error)}") from error
+        finally:
+            client.close()
+        return total
+
     def writer(self, job: str, topic: str, metadata: str) -> KafkaWriter:
         return KafkaWriter(self._connection, self._config, job, topic, self._topic(topic), metadata)
 

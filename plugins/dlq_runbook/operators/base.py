@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dlq.drain import Drain
 
 MARGIN_S = 20.0
-"""Between a stage's deadline and its execution timeout: time to close what is open and to write down where it stopped."""
+"""Between a stage's deadline and its execution timeout: time to close what is open and to say where it stopped."""
 DEFAULT_TIMEOUT_S = 300.0
 PROGRESS_EVERY_S = 5.0
 
@@ -23,8 +23,8 @@ PROGRESS_EVERY_S = 5.0
 class DlqOperator(BaseOperator):
     """One stage of the runbook: attaches to the run's drain, calls the core, returns its small result.
 
-    A subclass says what to call in :meth:`stage`. What a retry can't heal fails at once; the rest is retried and goes
-    on where it stopped, because every stage may be repeated.
+    A subclass says what to call in :meth:`stage`. What a retry can't heal fails at once; the rest is retried, and
+    goes on where it stopped: every stage may be repeated.
 
     :param queue_name: The queue's name, the stem of its file.
     """
@@ -58,7 +58,7 @@ class DlqOperator(BaseOperator):
         hold(drain, self.timeout_s, routing=self.isolated)
 
     def deadline_s(self, drain: Drain, context: Context) -> float:
-        """Seconds the core may take: what is left of the run's budget, within the task's execution timeout."""
+        """Seconds the core may take: what is left of the run's budget, within the execution timeout."""
         return max(0.0, min(self.timeout_s - MARGIN_S, seconds_left(drain.config.limits.budget, context)))
 
     def progress(self, done: int, about: int) -> None:

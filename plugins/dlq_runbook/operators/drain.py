@@ -9,9 +9,9 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from dlq.errors import ConfigError
 from dlq_runbook.connections import connection
-from dlq_runbook.drains import conf, configuration, is_dry, run_key
-from dlq_runbook.operators.base import DlqOperator
+from dlq_runbook.drains import conf, configuration, is_dry, look, run_key
 from dlq_runbook.links import ReportLink
+from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,15 +35,17 @@ class OpenDrain(DlqOperator):
         self.kind = kind
 
     def attached(self, context: Context) -> Drain:
-        from dlq.drain import dry, open_drain
+        from dlq.drain import open_drain
 
-        config = configuration(self.queue_name, context)
-        run_id = run_key(context["dag_run"].dag_id, context["dag_run"].run_id)
         if is_dry(context):
             self.log.info("Dry run: every stage says what it would do, and changes nothing")
-            return dry(config, run_id=run_id, connections=connection)
+            return look(self.queue_name, context)
+        config = configuration(self.queue_name, context)
         check_reach(config, airflow_conf.get("core", "executor"))
-        return open_drain(config, run_id=run_id, kind=self.kind, connections=connection, lease_s=self.timeout_s)
+        run_id = run_key(context["dag_run"].dag_id, context["dag_run"].run_id)
+        return open_drain(
+            config, run_id=run_id, kind=self.kind, connections=connection, lease_s=self.timeout_s
+        )
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         if note := conf(context).get("incident"):
@@ -53,7 +55,7 @@ class OpenDrain(DlqOperator):
 
 
 class CloseDrain(DlqOperator):
-    """Give the verdict: green where the run did its duty, provably. Red fails the Dag run, after it is written down."""
+    """Give the verdict: green where the run did its duty, provably. Red is written down, and fails the Dag run."""
 
     isolated = False
 
@@ -100,8 +102,8 @@ def check_reach(config: QueueConfig, executor: str) -> None:
         local.insert(0, "ledger")
     if local:
         raise ConfigError(
-            f"queue {config.name}: {', '.join(local)} lie(s) on one machine, but {executor} runs tasks on several: "
-            "use postgresql:// for the ledger and an object store (s3://…) for archive and report"
+            f"queue {config.name}: {', '.join(local)}: on one machine, but {executor} runs tasks on several. "
+            "Use postgresql:// for the ledger, an object store (s3://…) for archive and report"
         )
 
 

@@ -28,7 +28,7 @@ class ApplyFix(DlqOperator):
         from dlq.fixes import apply_fix
 
         approved = context["ti"].xcom_pull(task_ids="approve_fix")
-        return apply_fix(drain, approved["hash"], approved["decision"])
+        return apply_fix(drain, approved["hash"])
 
 
 class CanaryFix(DlqOperator):

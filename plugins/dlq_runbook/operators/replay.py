@@ -43,9 +43,13 @@ class ReplayBatches(DlqOperator):
 
 
 class DrainRemaining(DlqOperator):
-    """Replay what waited for a fix, then take and replay in rounds until the queue is empty or the hour is up."""
+    """Replay what waited for a fix, then take and replay in rounds until the queue is empty or time is up."""
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq.replay import drain_remaining
 
+        if (drain.noted("approve_dr") or {}).get("choice") == "Reject":
+            # What hangs on the approval was skipped, but a skip is no failure: this stage runs all the same.
+            drain.note("drain_remaining", "nothing is replayed: going on was rejected", level="warning")
+            return {"rounds": 0, "why_stopped": "going on was rejected"}
         return drain_remaining(drain, self.deadline_s(drain, context), progress=self.progress)

@@ -9,9 +9,8 @@ from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dlq_runbook.connections import connection
-from dlq_runbook.drains import configuration, run_key
-from dlq_runbook.forms import LABEL_DIGITS, fenced, person
+from dlq_runbook.drains import look
+from dlq_runbook.forms import body, label, person, short, unlabelled
 from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
@@ -32,12 +31,10 @@ class OpenReview(DlqOperator):
 
 
 class ProposeReview(DlqOperator):
-    """List what waits for a person's decision, with a hash of each as it is now. Takes no lease: a person may take hours."""
-
-    isolated = False
+    """List what waits for a person, each with the hash of exactly the entries it means. Takes no lease."""
 
     def attached(self, context: Context) -> Drain:
-        return looking(self.queue_name, context)
+        return look(self.queue_name, context)
 
     def hold(self, drain: Drain) -> None:
         """Nothing is held while a person thinks."""
@@ -45,15 +42,16 @@ class ProposeReview(DlqOperator):
     def stage(self, drain: Drain, context: Context) -> list[dict[str, Any]]:
         from dlq.review import proposals
 
-        found = proposals(drain, self.queue_name)
+        found = proposals(drain.ledger, drain.queue)
         if not found:
-            raise AirflowSkipException(f"Nothing of queue {self.queue_name} waits for a person")
-        self.log.info("%s group(s) wait for a person", len(found))
+            self.log.info("Nothing of queue %s waits for a person", drain.queue)
+            raise AirflowSkipException("Nothing waits for a person")
+        self.log.info("%s piece(s) of work wait for a person", len(found))
         return found
 
 
 class DecideReview(HITLOperator):
-    """Ask a person what to do with each group. The form carries ids and hashes, never a payload.
+    """Ask a person what to do with each piece of work. The form carries ids and hashes, never a payload.
 
     :param queue_name: The queue's name, the stem of its file.
     """
@@ -70,45 +68,45 @@ class DecideReview(HITLOperator):
 
     def execute(self, context: Context) -> Any:
         proposed = context["ti"].xcom_pull(task_ids="propose_review")
-        self.subject = f"Queue {self.queue_name}: what to do with {len(proposed)} group(s) of dead letters?"
-        self.body = "\n".join(
-            [
-                "- **replay** sends a group's entries again, as they are; **replay draft** sends a repaired value instead",
-                "- **discard** settles them for good: nobody will run them; **leave** changes nothing",
-                "- An edit is written with `dlq edit`, then start this review anew: its draft is offered here",
-                "",
-                "What the entries say of themselves, by group:",
-                "",
-                fenced("\n".join(f"[{each['subject']}] {each['summary']}" for each in proposed)),
-            ]
+        self.subject = f"Queue {self.queue_name}: what to do with {len(proposed)} piece(s) of work?"
+        self.body = body(
+            (
+                "**replay** sends the entries again as they are; a draft's repaired value in place of its entry",
+                "**discard** settles them for good: nobody will run them; **leave** changes nothing",
+                "To repair an entry, write a draft with `dlq edit` and start this review anew: it is offered then",
+                "What changes until you answer is refused, and stays open",
+            ),
+            "\n".join(
+                f"{each['subject']}: {each['count']} x {each['error_type']} in {each['component']}; "
+                f"{each['reason'].replace('_', ' ')}; {each['owner']}"
+                for each in proposed
+            ),
         )
-        self.params = ParamsDict({str(each["subject"]): _choice(each) for each in proposed})
+        self.params = ParamsDict({_field(each): _choices(each) for each in proposed})
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         answered = super().execute_complete(context, event)
         who = person(answered["responded_by_user"], timed_out=bool(event.get("timedout")))
         given = answered["params_input"]
-        if answered["chosen_options"] == [self.LEAVE_ALL] or all(value.startswith(LEAVE) for value in given.values()):
-            raise AirflowSkipException(f"Left open, all of it, by {who}")
-        choices = {}
+        if answered["chosen_options"] == [self.LEAVE_ALL]:
+            self.log.info("Everything stays open: %s", who)
+            raise AirflowSkipException(f"Everything stays open: {who}")
+        choices = []
         for each in context["ti"].xcom_pull(task_ids="propose_review"):
-            subject = str(each["subject"])
-            choice, _, digest = given.get(subject, "").rpartition(" #")
-            if digest != each["hash"][:LABEL_DIGITS]:
+            choice, digest = unlabelled(str(given.get(_field(each), "")))
+            if digest != short(each["hash"]):
                 raise AirflowFailException(
-                    f"Group {subject}: the form was for {digest or 'nothing'}, the proposal is {each['hash'][:LABEL_DIGITS]}; "
+                    f"{each['subject']}: the form was for {digest or 'nothing'}, this is {short(each['hash'])}. "
                     "Airflow keeps the first form of a cleared task: start a new review"
                 )
-            if choice not in each["choices"]:
-                raise AirflowFailException(f"Group {subject}: {choice!r} is not among {', '.join(each['choices'])}")
-            choices[subject] = {"choice": choice, "hash": each["hash"]}
-            self.log.info("Group %s: %s", subject, choice)
+            self.log.info("%s: %s, decided by %s", each["subject"], choice, who)
+            choices.append({"subject": each["subject"], "hash": each["hash"], "choice": choice})
         return {"choices": choices, "who": who}
 
 
 class ApplyReview(DlqOperator):
-    """Do what the person chose, under the queue's lease, if each group still is what they saw."""
+    """Do what was decided, where each piece of work still is what the person saw; the rest is refused."""
 
     isolated = False
 
@@ -116,23 +114,22 @@ class ApplyReview(DlqOperator):
         from dlq.review import apply_review
 
         decided = context["ti"].xcom_pull(task_ids="decide_review")
-        return apply_review(drain, decided["choices"], decided["who"], self.deadline_s(drain, context))
+        applied = apply_review(drain, decided["choices"], decided["who"], self.deadline_s(drain, context))
+        if applied["refused"]:
+            context["ti"].xcom_push(key="applied", value=applied)
+            raise AirflowFailException("Refused: " + "; ".join(applied["refused"]))
+        return applied
 
 
-def looking(queue_name: str, context: Context) -> Drain:
-    """The queue's ledger and archive, to look at only."""
-    from dlq.drain import dry
-
-    run = context["dag_run"]
-    return dry(configuration(queue_name, context), run_id=run_key(run.dag_id, run.run_id), connections=connection)
+def _field(proposed: dict[str, Any]) -> str:
+    return str(proposed["subject"]).replace(" ", "_")
 
 
-def _choice(proposed: dict[str, Any]) -> Param:
-    digest = proposed["hash"][:LABEL_DIGITS]
+def _choices(proposed: dict[str, Any]) -> Param:
     return Param(
-        f"{LEAVE} #{digest}",
+        label(LEAVE, proposed["hash"]),
         type="string",
-        enum=[f"{choice} #{digest}" for choice in proposed["choices"]],
-        title=f"Group {proposed['subject']}",
-        description=f"What it is: see [{proposed['subject']}] above.",
+        enum=[label(choice, proposed["hash"]) for choice in proposed["choices"]],
+        title=proposed["subject"],
+        description=f"{proposed['count']:,} entries: see above.",
     )

@@ -21,7 +21,7 @@ class InspectSample(DlqOperator):
         from dlq.triage import inspect_sample
 
         looked = inspect_sample(drain)
-        self.log.info("Sample, redacted:\n%s", looked["table"])
+        self.log.info("The sample, redacted:\n%s", table(looked["sample"]))
         return looked
 
 
@@ -60,3 +60,29 @@ class ChooseRemedies(DlqOperator, BranchMixIn):
         for branch in chosen["branches"]:
             self.log.info("%s: %s", branch, chosen["why"].get(branch, ""))
         return self.do_branch(context, chosen["branches"])
+
+
+COLUMNS = {
+    "place": 12,
+    "category": 9,
+    "error_type": 22,
+    "component": 26,
+    "failed_at": 19,
+    "replays": 7,
+    "message": 60,
+}
+"""What of each entry the log shows, in characters."""
+
+
+def table(sample: list[dict[str, Any]]) -> str:
+    """A sample as text in columns. What entries say is untrusted: it stays on its line, no control characters."""
+    rows = [tuple(COLUMNS), *([_cell(entry.get(name)) for name in COLUMNS] for entry in sample)]
+    widths = [min(most, max(len(row[i]) for row in rows)) for i, most in enumerate(COLUMNS.values())]
+    return "\n".join(
+        "  ".join(cell[:width].ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else "".join(c if c.isprintable() else " " for c in str(value))

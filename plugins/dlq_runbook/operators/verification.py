@@ -27,19 +27,21 @@ class VerifyConservation(DlqOperator):
             context["ti"].xcom_push(key="proof", value=proof)
             for broken in proof["broken"]:
                 self.log.error("Broken: %(law)s: %(what)s (%(n)s)", broken)
-            raise AirflowFailException(f"Conservation is not proven: {len(proof['broken'])} finding(s), listed above")
+            raise AirflowFailException(
+                f"Conservation is not proven: {len(proof['broken'])} finding(s), listed above"
+            )
         return proof
 
 
 class VerifyGoldenFlows(DlqOperator):
-    """Run workflows whose output is known, end to end, now that routing is back. A wrong output fails the task."""
+    """Run workflows whose output is known, end to end, now that routing is back. A wrong one fails the task."""
 
     isolated = False
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
-        from dlq.golden_stage import verify_golden_flows
+        from dlq.flows import verify_golden_flows
 
-        golden = verify_golden_flows(drain, self.deadline_s(drain, context))
+        golden = verify_golden_flows(drain)
         if golden["passed"] is False:
             context["ti"].xcom_push(key="golden", value=golden)
             raise AirflowFailException("Golden flows failed: see the lines above and the report")

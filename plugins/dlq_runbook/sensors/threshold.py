@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dlq_runbook.connections import connection
 from dlq_runbook.drains import airflow_errors, attach
-from dlq_runbook.triggers.threshold import OVER, PATIENCE_S, ThresholdTrigger
+from dlq_runbook.triggers.threshold import PATIENCE_S, ThresholdTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -27,31 +27,31 @@ class WaitThreshold(BaseSensorOperator):
     ui_color = "#eef3f8"
 
     def __init__(self, *, queue_name: str, **kwargs: Any) -> None:
-        # A triggerer that is down must not hold the run for ever, nor fail it: nobody's judgement hangs on this.
+        # A triggerer that is down must neither hold the run for ever nor fail it: the drain's proof is elsewhere.
         super().__init__(soft_fail=True, **kwargs)
         self.queue_name = queue_name
 
-    def execute(self, context: Context) -> Any:
+    def execute(self, context: Context) -> dict[str, Any] | None:
         from dlq.threshold import escalate_at, threshold_state
 
         with airflow_errors(), attach(self.queue_name, context) as drain:
             if drain.dry_run:
                 raise AirflowSkipException("Dry run: nobody would be told before the clock")
-            until = escalate_at(drain)
+            until = escalate_at(drain.config, drain.id)
             if until <= datetime.now(UTC):
                 # Past its clock it answers at once: a trigger that fires at once can be lost.
                 return self.execute_complete(context, threshold_state(drain.config, connection, drain.id))
         self.log.info("Escalates at %s UTC if the queue is over its threshold then", f"{until:%H:%M:%S}")
-        raise_after = until - datetime.now(UTC) + timedelta(seconds=2 * PATIENCE_S)
         self.defer(
             trigger=ThresholdTrigger(queue_name=self.queue_name, drain=drain.id, until=until.isoformat()),
             method_name="execute_complete",
-            timeout=raise_after,
+            timeout=until - datetime.now(UTC) + timedelta(seconds=2 * PATIENCE_S),
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on if the queue is over its threshold."""
         if not event["over"]:
+            self.log.info("Nobody is told. %s", said(event))
             raise AirflowSkipException(said(event))
         self.log.warning("%s", said(event))
         return event
@@ -61,8 +61,4 @@ def said(event: dict[str, Any]) -> str:
     """Why the sensor ends, in a line."""
     if "error" in event:
         return f"Not known at the clock: {event['error']}"
-    if event["phase"] in OVER:
-        return "The drain is over: its verdict says what is still open"
-    if event["ratio"] is None:
-        return f"{event['outstanding']:,} outstanding; the ratio is not known, so nobody is told by it"
-    return f"{event['outstanding']:,} outstanding, {event['ratio']:.2%} of the workflows in the window"
+    return event.get("said") or "The drain is over: its verdict says what is still open"

@@ -21,12 +21,10 @@ FIRST_S = 5.0
 POLL_S = 5.0
 PATIENCE_S = 60.0
 """How long past the clock an answer that can't be had is waited for."""
-OVER = ("restore_routing", "verify", "closed")
-"""Phases after ``drain_remaining``: whoever would be told is told by the verdict."""
 
 
 class ThresholdTrigger(BaseTrigger):
-    """Fires when the drain is over, or at the clock, saying whether the queue is then over its threshold. Only reads.
+    """Fires when the drain is over, or at the clock with how the queue stands then. It only reads.
 
     :param queue_name: The queue's name.
     :param drain: The drain's id.
@@ -46,6 +44,8 @@ class ThresholdTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        from dlq.threshold import OVER_PHASES
+
         clock = datetime.fromisoformat(self.until)
         await asyncio.sleep(FIRST_S)
         while True:
@@ -58,7 +58,7 @@ class ThresholdTrigger(BaseTrigger):
                     return
                 log.warning("Not known yet: %s", error)
             else:
-                if state["phase"] in OVER or now >= clock:
+                if state["phase"] in OVER_PHASES or now >= clock:
                     yield TriggerEvent(state)
                     return
             await asyncio.sleep(min(POLL_S, max((clock - now).total_seconds(), 1.0)))

@@ -1,0 +1,140 @@
+"""Fix permanent failures: propose a quota from the evidence, apply what was approved, try it on a canary, roll it back if that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import and_, func, select
+
+from dlq import plan as planning
+from dlq.drain import Drain
+from dlq.errors import Refused
+from dlq.ledger.schema import entry, grp
+from dlq.orchestrator import OrchestratorError
+from dlq.pace import CANARY
+from dlq.replay import ready_now, replay_now
+
+_REMEDY = "raise_quota"
+
+
+def _waiting(drain: Drain) -> dict[str, dict[str, Any]]:
+    """By plugin: the groups that wait for its quota and how many entries they have."""
+    with drain.ledger.read() as tx:
+        rows = tx.execute(
+            select(grp.c.id, grp.c.component, func.count())
+            .join(entry, entry.c.grp == grp.c.id)
+            .where(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.reason == "waiting_for_fix", grp.c.remedy == _REMEDY)
+            .group_by(grp.c.id, grp.c.component)
+        ).all()
+    plugins: dict[str, dict[str, Any]] = defaultdict(lambda: {"groups": [], "entries": 0})
+    for group, component, count in rows:
+        plugin = plugins[(component or "").split(".")[0]]
+        plugin["groups"].append(group)
+        plugin["entries"] += count
+    return dict(plugins)
+
+
+def propose_fix(drain: Drain) -> dict[str, Any]:
+    """Which quota, what it is, what was needed, what policy allows. Proposes nothing it has no evidence for."""
+    waiting, orchestrator = _waiting(drain), drain.orchestrator
+    if orchestrator is None:
+        return _proposal(drain, [], "no orchestrator is configured: quotas are raised by hand, the entries wait")
+    try:
+        if "quotas" not in orchestrator.capabilities():
+            return _proposal(drain, [], "the orchestrator offers no quotas: they are raised by hand, the entries wait")
+        quotas = {q.plugin: q for q in orchestrator.quotas()}
+    except OrchestratorError as error:
+        return _proposal(drain, [], f"quotas can't be read: {error}")
+    policy = drain.config.quotas
+    fixes, left = [], []
+    for plugin, work in sorted(waiting.items()):
+        quota = quotas.get(plugin)
+        if quota is None or quota.peak_need <= quota.limit:
+            left.append(f"{plugin or '(component not named)'}: {'no such quota' if quota is None else 'its quota was never exceeded'}")
+            continue
+        bound = min(quota.ceiling, policy.ceilings.get(plugin, quota.ceiling))
+        proposed = min(bound, math.ceil(quota.peak_need * policy.headroom))
+        if proposed < quota.peak_need:
+            left.append(f"{plugin}: needs {quota.peak_need}, the ceiling is {bound}")
+            continue
+        fixes.append(
+            {
+                "plugin": plugin, "resource": quota.resource, "current": quota.limit, "proposed": int(proposed), "ceiling": quota.ceiling,
+                "peak_need": quota.peak_need, "entries": work["entries"], "groups": work["groups"], "within_policy": plugin in policy.ceilings,
+            }
+        )  # fmt: skip
+    return _proposal(drain, fixes, "; ".join(left))
+
+
+def _proposal(drain: Drain, fixes: list[dict[str, Any]], left: str) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps([drain.id, fixes], sort_keys=True).encode()).hexdigest()
+    lines = [
+        f"raise {f['plugin']}.{f['resource']} from {f['current']} to {f['proposed']} (needed {f['peak_need']}, ceiling {f['ceiling']}): frees {f['entries']} entries"
+        for f in fixes
+    ]
+    said = "; ".join(lines) or "nothing can be proposed"
+    drain.note("propose_fix", said + (f". Left: {left}" if left else ""), fixes=fixes, hash=digest)
+    within = bool(fixes) and all(f["within_policy"] for f in fixes)
+    return {"fixes": fixes, "hash": digest, "summary": "\n".join(f"- {line}" for line in lines), "said": said, "left": left, "within_policy": within}
+
+
+def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]:
+    """Apply the proposal with this hash, as approved by ``decision``.
+
+    :raises Refused: when the newest proposal is another one than was approved.
+    """
+    proposal = drain.noted("propose_fix") or {}
+    if proposal.get("hash") != digest:
+        raise Refused(f"the proposal changed since it was approved ({digest[:12]}): clear propose_fix with its downstream and look again")
+    orchestrator = drain.orchestrator
+    if not proposal["fixes"] or orchestrator is None or drain.dry_run:
+        return {"applied": [], "said": "nothing to apply"}
+    applied = []
+    for fix in proposal["fixes"]:
+        quota = orchestrator.set_quota(fix["plugin"], fix["proposed"], f"{drain.id}:{digest[:16]}:{fix['plugin']}")
+        applied.append({**fix, "now": quota.limit})
+    said = "; ".join(f"{a['plugin']}.{a['resource']} is {a['now']} (was {a['current']})" for a in applied)
+    drain.note("apply_fix", said, applied=applied, decision=decision)
+    return {"applied": applied, "said": said}
+
+
+def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
+    """Replay a canary of what waited for each applied fix: free the rest if it passes, roll the fix back if not."""
+    applied = (drain.noted("apply_fix") or {}).get("applied", [])
+    if drain.dry_run or not applied:
+        return {"passed": True, "rolled_back": [], "freed": 0, "said": "no fix was applied"}
+    deadline = time.monotonic() + deadline_s
+    freed, rolled_back, said = 0, [], []
+    for fix in applied:
+        ours = and_(entry.c.reason == "waiting_for_fix", entry.c.grp.in_(fix["groups"]))
+        first = select(entry.c.id).where(planning.sendable(drain), ours).order_by(entry.c.id).limit(sum(CANARY))
+        with drain.ledger.read() as tx:
+            ids = list(tx.execute(first).scalars())
+        ran = replay_now(
+            drain, f"canary_fix:{fix['plugin']}", and_(planning.sendable(drain), entry.c.id.in_(ids)), who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
+            saw=f"{fix['plugin']} at {fix['proposed']}", deadline=deadline,
+        )  # fmt: skip
+        if ran and all(r.ended == "done" for r in ran):
+            n = ready_now(drain, ours, "fixed")
+            freed += n
+            said.append(f"{fix['plugin']}: canary of {sum(r.sent for r in ran)} passed, {n} more are free to be replayed")
+            continue
+        rolled_back.append(fix["plugin"])
+        said.append(f"{fix['plugin']}: the canary failed; {_roll_back(drain, fix)}")
+        ready_now(drain, and_(entry.c.reason.in_(("waiting_for_fix", "canary_failed", "gate_failed")), entry.c.grp.in_(fix["groups"])), "fix_failed")
+    drain.note("canary_fix", "; ".join(said), level="warning" if rolled_back else "info", rolled_back=rolled_back, freed=freed)
+    return {"passed": not rolled_back, "rolled_back": rolled_back, "freed": freed, "said": "; ".join(said)}
+
+
+def _roll_back(drain: Drain, fix: dict[str, Any]) -> str:
+    assert drain.orchestrator is not None
+    try:
+        drain.orchestrator.set_quota(fix["plugin"], fix["current"], f"{drain.id}:roll back:{fix['plugin']}")
+    except OrchestratorError as error:
+        return f"NOT rolled back from {fix['proposed']} to {fix['current']}: {error}"
+    return f"rolled back to {fix['current']}"

@@ -1,0 +1,135 @@
+"""The verdict: green means that the run did its duty, provably. Whether the world is well is the incident's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from dlq import alerts, clock, slo
+from dlq.drain import Drain
+from dlq.errors import DlqError
+from dlq.ledger import lease
+from dlq.ledger.schema import drain as drains
+from dlq.ledger.schema import entry, event, grp, incident, intake
+from dlq.review import file_work
+
+_NOT_DECIDING = {"escalate", "wait_threshold", "find_root_cause", "acknowledge_alert"}
+"""Tasks whose failure says nothing of the drain's duty."""
+
+_FAILED = {"failed", "upstream_failed"}
+
+
+def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    """Read the accounts, give the verdict, write it down, free the queue.
+
+    :param states: the run's task states by task id; None where there are no tasks (the command line).
+    """
+    if drain.dry_run:
+        return {"verdict": "green", "reasons": [], "open": [], "incident": "none", "said": "dry run: nothing was changed"}
+    work = file_work(drain)
+    reasons = [*_tasks(states or {}), *_accounts(drain), *_proof(drain), *_routing(drain), *_golden(drain)]
+    alerts.end_acknowledgement(drain)
+    world = _incident(drain)
+    verdict = "red" if reasons else "green"
+    left = [{"group": f"{w['error_type']} in {w['component']}", "count": w["count"], "reason": w["reason"], "owner": w["owner"], "work": w["id"]} for w in work]
+    said = f"{verdict}: " + ("; ".join(reasons) if reasons else "the run did its duty, provably") + f". {world['said']}"
+    drain.note("close_drain", said, level="info" if verdict == "green" else "error", verdict=verdict, reasons=reasons, open=left[:50], incident=world)
+    lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, verdict)
+    return {"verdict": verdict, "reasons": reasons, "open": left[:50], "incident": world["state"], "said": said}
+
+
+def _tasks(states: Mapping[str, str | None]) -> list[str]:
+    """A skip is never trusted, and a failure is a reason, whatever came after."""
+    return [f"task {task} is {state}" for task, state in sorted(states.items()) if state in _FAILED and task.split(".")[-1].split("__")[0] not in _NOT_DECIDING]
+
+
+def _accounts(drain: Drain) -> list[str]:
+    with drain.ledger.read() as tx:
+        short = tx.execute(
+            select(intake.c.part).where(intake.c.drain == drain.id, intake.c.cutoff.is_not(None)).group_by(intake.c.part)
+            .having(func.max(func.coalesce(intake.c.to_pos, intake.c.from_pos)) < func.max(intake.c.cutoff))
+        ).scalars().all()  # fmt: skip
+        by_state: dict[str, int] = {
+            str(state): int(n)
+            for state, n in tx.execute(select(entry.c.state, func.count()).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).group_by(entry.c.state))
+        }
+        outcome: dict[str, int] = {
+            str(state): int(n) for state, n in tx.execute(select(entry.c.state, func.count()).where(entry.c.settled_drain == drain.id).group_by(entry.c.state))
+        }
+        unowned = tx.execute(
+            select(func.count()).select_from(entry).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None), entry.c.work.is_(None))
+        ).scalar_one()
+        took = tx.execute(select(func.count()).select_from(intake).where(intake.c.drain == drain.id)).scalar_one()
+        kind = tx.execute(select(drains.c.kind).where(drains.c.id == drain.id)).scalar_one()
+    reasons = []
+    if short:
+        reasons.append(f"partition(s) {', '.join(map(str, short))} were not read to their cut-off")
+    if kind == "drain" and not took:
+        reasons.append("nothing was taken into custody: the queue was not read")
+    if unfinished := by_state.get("planned", 0) + by_state.get("sending", 0):
+        reasons.append(f"{unfinished} entries are still planned or being sent")
+    confirmed, returned = outcome.get("confirmed", 0), outcome.get("returned", 0)
+    if confirmed + returned and confirmed / (confirmed + returned) < drain.config.limits.gate:
+        reasons.append(f"replay success {confirmed / (confirmed + returned):.1%} is below {drain.config.limits.gate:.0%}")
+    if unowned:
+        reasons.append(f"{unowned} unsettled entries have no filed work")
+    return reasons
+
+
+def _since_opening(drain: Drain, stage: str) -> dict[str, Any] | None:
+    """A stage's last word since the drain was opened last: an older proof proves nothing of a cleared run."""
+    with drain.ledger.read() as tx:
+        opened = tx.execute(select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == "opened")).scalar() or 0
+        newer = tx.execute(select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == stage, event.c.id > opened)).scalar()
+    return drain.noted(stage) if newer is not None else None
+
+
+def _proof(drain: Drain) -> list[str]:
+    proof = _since_opening(drain, "verify_conservation")
+    if proof is None:
+        return ["conservation was not verified (verify_conservation did not run since the drain was opened)"]
+    return [] if proof["proven"] else [f"conservation is not proven: {len(proof['broken'])} finding(s)"]
+
+
+def _routing(drain: Drain) -> list[str]:
+    isolated = _since_opening(drain, "isolate")
+    if isolated is None or isolated.get("isolation") != "routing":
+        return []
+    restored = _since_opening(drain, "restore_routing")
+    return [] if restored and restored.get("restored") else ["routing was not given back (its lease will end by itself)"]
+
+
+def _golden(drain: Drain) -> list[str]:
+    if drain.config.golden_flows is None or drain.kind != "drain":
+        return []
+    golden = _since_opening(drain, "verify_golden_flows")
+    if golden is None:
+        return ["golden flows did not run (verify_golden_flows)"]
+    broken = sorted(f["flow"] for f in golden["flows"] if not f["passed"])
+    return [] if golden["passed"] else [f"golden flows are not green: {', '.join(broken) or 'they could not be run'}"]
+
+
+def _incident(drain: Drain) -> dict[str, Any]:
+    """Close the incident where the world is well: nothing outstanding, or less than the alert's share."""
+    try:
+        now = slo.standing(drain)
+    except DlqError as error:
+        return {"state": "open", "said": f"the queue can't be looked at: {error}"}
+    well = now.outstanding == 0 or (now.ratio is not None and now.ratio < drain.config.slo.alert)
+    with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        number = tx.execute(select(drains.c.incident).where(drains.c.id == drain.id)).scalar()
+        if number is None:
+            return {"state": "none", "said": str(now)}
+        if well:
+            tx.execute(update(incident).where(incident.c.id == number).values(closed_at=clock.now()))
+            return {"state": "closed", "said": f"incident {number} is closed: {now}"}
+        still = [
+            f"{r.n} {r.reason.replace('_', ' ')} ({r.owner})"
+            for r in tx.execute(
+                select(entry.c.reason, grp.c.owner, func.count().label("n")).join(grp, grp.c.id == entry.c.grp)
+                .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).group_by(entry.c.reason, grp.c.owner).order_by(func.count().desc()).limit(8)
+            )
+        ]  # fmt: skip
+        return {"state": "open", "said": f"incident {number} stays open, the SLO is still broken: {now}: {', '.join(still)}"}

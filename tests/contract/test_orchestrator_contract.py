@@ -1,0 +1,340 @@
+"""The contract of docs/orchestrator.md, asked by the bundle's own client of the reference orchestrator, on a real broker."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import Producer
+
+from dlq.golden import GoldenFlow, load_golden_flows, run_golden_flows
+from dlq.orchestrator import AboveCeiling, HttpOrchestrator, OrchestratorUnauthorized, RoutingHeld
+from dlq_demo.broker import Broker, create_topic
+from dlq_demo.orchestrator import ReferenceOrchestrator
+
+FLOWS = Path(__file__).parents[2] / "include" / "config" / "golden_flows" / "orders"
+
+
+@pytest.fixture(scope="module")
+def service(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReferenceOrchestrator]:
+    suffix = uuid.uuid4().hex[:8]
+    origin, dlq = f"orders-{suffix}", f"orders.dlq-{suffix}"
+    create_topic(broker.bootstrap, origin, 2)
+    create_topic(broker.bootstrap, dlq, 2)
+    folder = tmp_path_factory.mktemp("orchestrator")
+    with ReferenceOrchestrator(
+        broker.bootstrap, origin=origin, dlq=dlq, folder=folder, group=f"workers-{suffix}"
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def orchestrator(service: ReferenceOrchestrator) -> Iterator[HttpOrchestrator]:
+    with HttpOrchestrator(service.url, service.token) as client:
+        yield client
+
+
+@pytest.fixture
+def http(service: ReferenceOrchestrator) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {service.token}"}) as client:
+        yield client
+
+
+@pytest.fixture
+def replay(service: ReferenceOrchestrator, broker: Broker) -> Callable[..., str]:
+    """Sends a workflow as a replay would be, and returns its key."""
+
+    def send(document: dict[str, Any], retry_count: int = 1) -> str:
+        key = uuid.uuid4().hex
+        producer = Producer({"bootstrap.servers": broker.bootstrap})
+        headers = [("dlq-key", key), ("dlq-retry-count", str(retry_count))]
+        producer.produce(service.origin, value=json.dumps(document), headers=headers)
+        assert producer.flush(10) == 0
+        return key
+
+    return send
+
+
+def until(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+    return found
+
+
+def fresh() -> str:
+    return f"c-{uuid.uuid4().hex}"
+
+
+def charge(correlation_id: str | None = None, **fault: Any) -> dict[str, Any]:
+    args: dict[str, Any] = {"amount_cents": 1000, "currency": "EUR"}
+    if fault:
+        args["fault"] = fault
+    return {
+        "workflow": "order",
+        "correlation_id": correlation_id or fresh(),
+        "steps": [{"name": "charge", "plugin": "payments", "tool": "charge", "args": args}],
+    }
+
+
+def ended(orchestrator: HttpOrchestrator, correlation_id: str) -> Any:
+    def look() -> Any:
+        state = orchestrator.workflow(correlation_id)
+        return state if state and state.state != "pending" else None
+
+    return until(look)
+
+
+def test_the_reference_keeps_three_levels(orchestrator):
+    assert orchestrator.capabilities() == {"outcome", "routing", "quotas"}
+
+
+def test_without_the_token_only_the_health_check_answers(service, http):
+    with httpx.Client(base_url=service.url) as anonymous:
+        assert anonymous.get("/healthz").json() == {"status": "ok"}
+        for method, path in [
+            ("GET", "/capabilities"),
+            ("GET", "/openapi.json"),
+            ("POST", "/v1/outcomes"),
+            ("POST", "/v1/workflows"),
+            ("GET", "/v1/workflows/c"),
+            ("GET", "/v1/success-rate?window=1"),
+            ("GET", "/v1/routing"),
+            ("POST", "/v1/routing/pause"),
+            ("POST", "/v1/routing/resume"),
+            ("GET", "/v1/quotas"),
+            ("PUT", "/v1/quotas/embedding"),
+        ]:
+            answer = anonymous.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["www-authenticate"] == "Bearer"
+    with HttpOrchestrator(service.url, "wrong") as client, pytest.raises(OrchestratorUnauthorized):
+        client.capabilities()
+    assert http.get("/openapi.json").json()["info"]["version"] == "1.0"
+
+
+def test_a_submitted_workflow_is_pending_until_it_ran_and_tells_its_outputs(orchestrator):
+    document = charge()
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert orchestrator.workflow(document["correlation_id"]) is not None
+    state = ended(orchestrator, document["correlation_id"])
+    assert (state.state, state.workflow, state.retry_count, state.failure) == ("succeeded", "order", 0, None)
+    (step,) = state.steps
+    assert (step.name, step.plugin, step.tool, step.state, step.attempts) == (
+        "charge",
+        "payments",
+        "charge",
+        "succeeded",
+        1,
+    )
+    assert step.output["net_cents"] == 941
+
+
+def test_a_failed_workflow_tells_why_without_its_payload(orchestrator, http):
+    document = charge(error="ScopeViolation", attempts=9)
+    document["steps"][0]["args"]["card"] = "hunter2"
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    state = ended(orchestrator, document["correlation_id"])
+    assert (state.state, state.failure.error_type, state.failure.stage) == (
+        "failed",
+        "ScopeViolation",
+        "charge",
+    )
+    assert abs(state.failure.failed_at_ms / 1000 - time.time()) < 60
+    assert "hunter2" not in http.get(f"/v1/workflows/{document['correlation_id']}").text
+
+
+def test_a_workflow_submitted_twice_runs_once(orchestrator, http):
+    document = charge()
+    for _ in range(2):
+        orchestrator.submit_workflow(document, document["correlation_id"])
+    first = http.post("/v1/workflows", json=document, headers={"Idempotency-Key": "k" + fresh()}).json()
+    state = ended(orchestrator, document["correlation_id"])
+    assert [step.attempts for step in state.steps] == [1]
+    assert first["offset"] >= 0
+
+
+def test_an_unknown_workflow_is_none_and_any_correlation_id_can_be_asked_for(orchestrator):
+    for correlation_id in ("never seen", "a/b c?d#é%2F", "x" * 200):
+        assert orchestrator.workflow(correlation_id) is None
+    document = charge("orders/0/1?x=%41#" + fresh())
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert ended(orchestrator, document["correlation_id"]).state == "succeeded"
+
+
+def test_a_replays_outcome_goes_from_unknown_over_pending_to_its_end(orchestrator, replay):
+    assert orchestrator.outcomes(["never sent"])["never sent"].state == "unknown"
+    seen = set()
+    # three calls that run into their time limit: in flight for half a second
+    key = replay(charge(error="PluginTimeout", attempts=99))
+
+    def failed() -> bool:
+        state = orchestrator.outcomes([key])[key].state
+        seen.add(state)
+        return state == "failed"
+
+    until(failed)
+    assert seen <= {"unknown", "pending", "failed"}
+    assert "pending" in seen
+    assert abs(orchestrator.outcomes([key])[key].failed_at_ms / 1000 - time.time()) < 60
+
+
+def test_a_replay_that_works_succeeds_and_so_does_one_of_what_was_done(orchestrator, replay):
+    document = charge(error="PluginError", attempts=1)
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert ended(orchestrator, document["correlation_id"]).state == "failed"
+    keys = [replay(document), replay(document)]
+    until(lambda: all(orchestrator.outcomes(keys)[key].state == "succeeded" for key in keys))
+    state = orchestrator.workflow(document["correlation_id"])
+    assert (state.state, state.retry_count, state.steps[0].attempts) == ("succeeded", 1, 2)
+
+
+def test_outcomes_are_asked_for_by_the_thousand(orchestrator, http):
+    keys = [f"k{n}" for n in range(2500)]
+    assert len(orchestrator.outcomes(keys)) == 2500
+    assert http.post("/v1/outcomes", json={"keys": keys}).status_code == 422
+    assert orchestrator.outcomes([]) == {}
+
+
+def test_the_success_rate_counts_a_workflow_once(orchestrator, replay):
+    before = orchestrator.success_rate(3600)
+    document = charge(error="PluginError", attempts=1)
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    ended(orchestrator, document["correlation_id"])
+    middle = orchestrator.success_rate(3600)
+    assert (middle.failed - before.failed, middle.total - before.total) == (1, 1)
+    key = replay(document)
+    until(lambda: orchestrator.outcomes([key])[key].state == "succeeded")
+    after = orchestrator.success_rate(3600)
+    assert (after.failed, after.succeeded, after.total) == (
+        before.failed,
+        before.succeeded + 1,
+        before.total + 1,
+    )
+    assert after.window_s == 3600
+    assert 0 < after.rate <= 1
+
+
+def test_routing_is_paused_by_one_holder_at_a_time(orchestrator):
+    assert not orchestrator.routing().paused
+    lease = orchestrator.pause_routing("drain-1", 60)
+    assert (lease.mode, lease.holder, lease.held) == ("paused", "drain-1", 0)
+    assert 55 < lease.until_ms / 1000 - time.time() <= 60
+    assert orchestrator.pause_routing("drain-1", 120).until_ms > lease.until_ms
+    for refused in (
+        lambda: orchestrator.pause_routing("drain-2", 60),
+        lambda: orchestrator.resume_routing("drain-2"),
+    ):
+        with pytest.raises(RoutingHeld, match="drain-1"):
+            refused()
+    assert orchestrator.routing().holder == "drain-1"
+    assert orchestrator.resume_routing("drain-1").mode == "auto"
+    assert orchestrator.resume_routing("drain-1").mode == "auto"
+
+
+def test_a_quota_is_raised_within_its_ceiling_and_the_refusal_names_it(orchestrator):
+    quota = {q.plugin: q for q in orchestrator.quotas()}["embedding"]
+    assert (quota.resource, quota.limit, quota.ceiling) == ("memory_mb", 512, 2048)
+    assert orchestrator.set_quota("embedding", 768, fresh()).limit == 768
+    assert {q.plugin: q for q in orchestrator.quotas()}["embedding"].limit == 768
+    with pytest.raises(AboveCeiling, match="2048") as refusal:
+        orchestrator.set_quota("embedding", 4096, fresh())
+    assert refusal.value.ceiling == 2048
+    orchestrator.set_quota("embedding", 512, fresh())
+
+
+def test_a_change_under_one_key_is_made_once_and_another_under_it_is_refused(orchestrator, http):
+    key = {"Idempotency-Key": fresh()}
+    first = http.put("/v1/quotas/search", json={"limit": 600}, headers=key)
+    orchestrator.set_quota("search", 700, fresh())
+    again = http.put("/v1/quotas/search", json={"limit": 600}, headers=key)
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert {q.plugin: q for q in orchestrator.quotas()}["search"].limit == 700
+    other = http.put("/v1/quotas/search", json={"limit": 601}, headers=key)
+    assert other.status_code == 422
+    assert "Idempotency-Key" in other.json()["detail"]
+
+
+def test_a_change_that_was_refused_may_be_asked_for_again_under_its_key(http):
+    key = {"Idempotency-Key": fresh()}
+    assert http.post("/v1/routing/pause", json={"holder": "a", "seconds": 60}).status_code == 200
+    body = {"holder": "b", "seconds": 60}
+    assert http.post("/v1/routing/pause", json=body, headers=key).status_code == 409
+    assert http.post("/v1/routing/resume", json={"holder": "a"}).status_code == 200
+    assert http.post("/v1/routing/pause", json=body, headers=key).status_code == 200
+    assert http.post("/v1/routing/resume", json={"holder": "b"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/nowhere", None, 404),
+        ("DELETE", "/v1/quotas", None, 405),
+        ("GET", "/v1/workflows/unseen", None, 404),
+        ("GET", "/v1/success-rate", None, 422),
+        ("GET", "/v1/success-rate?window=0", None, 422),
+        ("POST", "/v1/outcomes", {"keys": [1]}, 422),
+        ("POST", "/v1/routing/pause", {"holder": "", "seconds": 10**9}, 422),
+        ("PUT", "/v1/quotas/nothing", {"limit": 1}, 404),
+        ("POST", "/v1/workflows", {"workflow": "w", "correlation_id": "c", "steps": []}, 422),
+        ("POST", "/v1/workflows", charge("\x00"), 422),
+    ],
+)
+def test_each_error_is_a_problem_that_quotes_no_input(http, method, path, body, status):
+    answer = http.request(method, path, json=body) if body is not None else http.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert problem["detail"]
+    assert "input" not in json.dumps(problem.get("errors", []))
+
+
+def test_the_shipped_golden_flows_pass(orchestrator):
+    results = run_golden_flows(load_golden_flows(FLOWS), orchestrator, run_key="orders-1")
+    assert [(r.flow, r.differences) for r in results] == [("order", ()), ("recommend", ())]
+    again = run_golden_flows(load_golden_flows(FLOWS), orchestrator, run_key="orders-1")
+    assert all(r.passed for r in again)
+    assert not {r.correlation_id for r in results} & {r.correlation_id for r in again}
+
+
+def golden(name: str, expect: dict[str, Any], deadline: float = 20.0, **fault: Any) -> GoldenFlow:
+    document = charge(**fault)
+    del document["correlation_id"]
+    return GoldenFlow.model_validate(
+        {"name": name, "workflow": document, "expect": expect, "deadline": deadline}
+    )
+
+
+def test_a_golden_flow_that_differs_names_flow_step_and_difference(orchestrator):
+    flows = [
+        golden("wrong-sum", {"outputs": {"charge": {"net_cents": 1000, "tip": 1}}}),
+        golden("broken", {}, error="PluginError", attempts=1),
+        golden("expected-to-fail", {"state": "failed"}, error="PluginError", attempts=1),
+        golden("too-slow", {}, deadline=0.01, error="PluginTimeout", attempts=9),
+    ]
+    wrong, broken, to_fail, slow = run_golden_flows(flows, orchestrator, run_key="r")
+    assert wrong.differences == (
+        "wrong-sum.charge.net_cents: expected 1000, is 941",
+        "wrong-sum.charge.tip: is missing",
+    )
+    (why,) = broken.differences
+    assert why.startswith(
+        "broken: expected succeeded, is failed at step charge: PluginError: payments.charge"
+    )
+    assert to_fail.passed
+    assert slow.differences[0].startswith("too-slow: not done within 0.01 s (steps done: none)")
+
+
+def test_golden_flows_of_an_orchestrator_that_refuses_them_have_failed(service):
+    with HttpOrchestrator(service.url, "wrong") as stranger:
+        (result,) = run_golden_flows([golden("order", {})], stranger, run_key="r")
+    assert "order: could not be submitted" in result.differences[0]

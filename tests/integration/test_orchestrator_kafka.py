@@ -1,0 +1,387 @@
+"""The reference orchestrator on a real broker: its dead letters, its outcomes, and what SIGKILL leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from dlq.orchestrator import HttpOrchestrator
+from dlq_demo.broker import Broker, create_topic
+from dlq_demo.orchestrator import ReferenceOrchestrator
+from dlq_orchestrator.traffic import send, workflows
+
+
+class Stream:
+    """An orchestrator between two topics of its own."""
+
+    def __init__(self, broker: Broker, folder: Path, *, dlq_config: dict[str, str] | None = None) -> None:
+        self.bootstrap = broker.bootstrap
+        suffix = uuid.uuid4().hex[:8]
+        self.origin, self.dlq = f"orders-{suffix}", f"orders.dlq-{suffix}"
+        create_topic(self.bootstrap, self.origin, 3)
+        create_topic(self.bootstrap, self.dlq, 2, dlq_config)
+        self.service = ReferenceOrchestrator(
+            self.bootstrap, origin=self.origin, dlq=self.dlq, folder=folder, group=f"workers-{suffix}"
+        )
+        self.client = HttpOrchestrator(self.service.url, self.service.token)
+
+    def produce(
+        self, value: bytes | None, headers: Any = (), *, key: bytes | None = None, partition: int = 0
+    ) -> None:
+        producer = Producer({"bootstrap.servers": self.bootstrap, "message.max.bytes": 5_000_000})
+        producer.produce(self.origin, key=key, value=value, headers=list(headers), partition=partition)
+        assert producer.flush(10) == 0
+
+    def read(self, topic: str) -> list[Message]:
+        """All records of a topic, as a read_committed consumer sees them now."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "group.id": "test",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        partitions = consumer.list_topics(topic).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        records, ends = [], 0
+        while ends < len(partitions):
+            for message in consumer.consume(1000, 0.5):
+                if error := message.error():
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    ends += 1
+                else:
+                    records.append(message)
+        consumer.close()
+        return records
+
+    def dead_letters(self, at_least: int) -> list[Message]:
+        return until(lambda: found if len(found := self.read(self.dlq)) >= at_least else None)
+
+    def succeeded(self, correlation_id: str) -> None:
+        def done() -> bool:
+            state = self.client.workflow(correlation_id)
+            return state is not None and state.state == "succeeded"
+
+        until(done)
+
+    def memory(self, query: str) -> list[tuple[Any, ...]]:
+        """What the orchestrator's state holds; it may be running."""
+        with sqlite3.connect(f"file:{self.service.state}/orchestrator.sqlite?mode=ro", uri=True) as db:
+            return db.execute(query).fetchall()
+
+
+@pytest.fixture
+def stream(broker: Broker, tmp_path: Path) -> Iterator[Stream]:
+    stream = Stream(broker, tmp_path)
+    with stream.service:
+        yield stream
+    stream.client.close()
+
+
+def until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+    return found
+
+
+def charge(correlation_id: str, **fault: Any) -> bytes:
+    args: dict[str, Any] = {"amount_cents": 1000, "currency": "EUR"}
+    if fault:
+        args["fault"] = fault
+    step = {"name": "charge", "plugin": "payments", "tool": "charge", "args": args}
+    return json.dumps({"workflow": "order", "correlation_id": correlation_id, "steps": [step]}).encode()
+
+
+def ours(message: Message) -> dict[str, str]:
+    return {n.removeprefix("wf-"): v.decode() for n, v in message.headers() if n.startswith("wf-")}
+
+
+def test_a_dead_letter_keeps_its_record_to_the_byte_and_says_why_it_failed(stream):
+    own = [
+        ("correlation-id", b"c1"),
+        ("x", b"\x00\xff"),
+        ("wf-error-type", b"an earlier failure"),
+        ("x", b""),
+        ("none", None),
+        ("dlq-key", b"k1"),
+        ("dlq-entry", b"kafka:abc/0/7"),
+        ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
+        ("retry-count", b"0"),
+        ("dlq-retry-count", b"2"),
+    ]
+    value = charge("c1", error="RateLimit", attempts=99)
+    stream.produce(value, own, key=b"\xfe\x00", partition=2)
+    (letter,) = stream.dead_letters(1)
+    (record,) = stream.read(stream.origin)
+    assert (letter.key(), letter.value()) == (b"\xfe\x00", value)
+    assert [h for h in letter.headers() if not h[0].startswith("wf-")] == [
+        h for h in own if h[0][:3] != "wf-"
+    ]
+    said = ours(letter)
+    assert said.pop("error-message").startswith("429 Too Many Requests from payments")
+    assert "RateLimit" in said.pop("stack-trace")
+    assert abs(int(said.pop("failed-at")) / 1000 - time.time()) < 60
+    assert said == {
+        "error-type": "RateLimit",
+        "component": "payments.charge",
+        "stage": "charge",
+        "attempts": "3",
+        "origin-topic": stream.origin,
+        "origin-partition": "2",
+        "origin-offset": "0",
+        "origin-timestamp": str(record.timestamp()[1]),
+        "consumer-group": stream.service.group,
+    }
+    assert stream.client.workflow("c1").trace_id == "a" * 32
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\xff\xfe\x00", b"{" * 1_000_000, b"[" * 100_000])
+def test_hostile_records_are_dead_lettered_as_they_are(stream, value):
+    stream.produce(value)
+    stream.produce(charge("after"))
+    (letter,) = stream.dead_letters(1)
+    assert (letter.key(), letter.value()) == (None, value)
+    assert ours(letter)["error-type"] == "DataCorruption"
+    stream.succeeded("after")
+
+
+def test_a_flaky_step_is_tried_with_growing_waits_and_never_dead_lettered(stream):
+    stream.produce(charge("c1", error="TransientNetwork", attempts=2))
+    stream.succeeded("c1")
+    assert [step.attempts for step in stream.client.workflow("c1").steps] == [3]
+    assert stream.read(stream.dlq) == []
+
+
+def test_a_replay_of_the_dead_letter_is_told_by_its_key_and_has_its_effect_once(stream):
+    stream.produce(charge("c1", error="PluginError", attempts=4), [("dedupe-key", b"d1")])
+    (letter,) = stream.dead_letters(1)
+    for retry_count in (1, 2, 3):
+        ours_now = [("dlq-key", f"k{retry_count}".encode()), ("dlq-retry-count", str(retry_count).encode())]
+        stream.produce(letter.value(), [*letter.headers(), *ours_now])
+        until(
+            lambda key=f"k{retry_count}": stream.client.outcomes([key])[key].state in ("succeeded", "failed")
+        )
+    assert {k: o.state for k, o in stream.client.outcomes(["k1", "k2", "k3"]).items()} == {
+        "k1": "failed",
+        "k2": "succeeded",
+        "k3": "succeeded",
+    }
+    assert len(stream.dead_letters(2)) == 2
+    assert stream.memory("SELECT effect_key FROM effect") == [("d1/charge",)]
+
+
+def test_a_failed_outcome_is_only_told_once_its_dead_letter_is_in_the_dlq(stream):
+    for n in range(20):
+        stream.produce(charge(f"c{n}", error="ScopeViolation", attempts=99), [("dlq-key", f"k{n}".encode())])
+        until(lambda key=f"k{n}": stream.client.outcomes([key])[key].state == "failed")
+        assert len(stream.read(stream.dlq)) == n + 1
+
+
+def test_paused_routing_holds_failures_through_sigkill_lets_replays_pass_and_releases_on_resume(stream):
+    stream.client.pause_routing("drain-1", 600)
+    for n in range(5):
+        stream.produce(charge(f"c{n}", error="ScopeViolation", attempts=99), [("n", str(n).encode())])
+    until(lambda: stream.client.routing().held == 5)
+    assert stream.read(stream.dlq) == []
+    stream.produce(charge("r", error="ScopeViolation", attempts=99), [("dlq-key", b"k"), ("n", b"replay")])
+    (letter,) = stream.dead_letters(1)
+    assert dict(letter.headers())["n"] == b"replay"
+
+    stream.service.kill()
+    stream.service.start()
+    assert (stream.client.routing().holder, stream.client.routing().held) == ("drain-1", 5)
+    assert stream.client.workflow("c0").state == "failed"
+    stream.client.resume_routing("drain-1")
+    until(lambda: stream.client.routing().held == 0)
+    released = [m for m in stream.read(stream.dlq) if dict(m.headers())["n"] != b"replay"]
+    assert Counter(dict(m.headers())["n"] for m in released) == Counter(str(n).encode() for n in range(5))
+    assert {ours(m)["origin-topic"] for m in released} == {stream.origin}
+
+
+def test_a_routing_lease_that_nobody_extends_ends_by_itself(stream):
+    began = time.monotonic()
+    stream.client.pause_routing("a worker that is killed now", 2)
+    stream.produce(charge("c", error="ScopeViolation", attempts=99))
+    until(lambda: stream.client.routing().held == 1)
+    stream.dead_letters(1)
+    assert time.monotonic() - began >= 2
+    assert (stream.client.routing().mode, stream.client.routing().held) == ("auto", 0)
+
+
+def test_once_a_pause_is_answered_nothing_more_is_dead_lettered(stream):
+    producer = Producer({"bootstrap.servers": stream.bootstrap})
+    for n in range(3000):
+        producer.produce(stream.origin, value=charge(f"c{n}", error="ScopeViolation", attempts=99))
+    assert producer.flush(30) == 0
+    stream.dead_letters(1)
+    stream.client.pause_routing("drain-1", 600)
+    before = len(stream.read(stream.dlq))
+    until(lambda: stream.client.success_rate(600).failed == 3000)
+    assert len(stream.read(stream.dlq)) == before
+    assert stream.client.routing().held == 3000 - before
+    stream.client.resume_routing("drain-1")
+    assert len(stream.dead_letters(3000)) == 3000
+
+
+def test_a_dead_letter_the_dlq_cannot_take_is_kept_and_does_not_stop_the_others(broker, tmp_path):
+    stream = Stream(broker, tmp_path, dlq_config={"max.message.bytes": "100000"})
+    with stream.service, stream.client:
+        # random, so that compression does not save it
+        stream.produce(random.Random(1).randbytes(200_000))
+        stream.produce(charge("c", error="ScopeViolation", attempts=99))
+        (letter,) = stream.dead_letters(1)
+        assert ours(letter)["error-type"] == "ScopeViolation"
+        until(lambda: stream.client.routing().undeliverable == 1)
+        stream.produce(charge("after"))
+        stream.succeeded("after")
+    ((kept,),) = stream.memory("SELECT value FROM held WHERE undeliverable")
+    assert kept == random.Random(1).randbytes(200_000)
+
+
+def test_a_workflow_of_an_aborted_transaction_is_not_run(stream):
+    producer = Producer({"bootstrap.servers": stream.bootstrap, "transactional.id": uuid.uuid4().hex})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(stream.origin, value=charge("aborted"), partition=0)
+    producer.flush()
+    producer.abort_transaction(30)
+    stream.produce(charge("after"), partition=0)
+    stream.succeeded("after")
+    assert stream.client.workflow("aborted") is None
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_leaves_each_effect_once_and_loses_no_dead_letter(stream, kills, capsys):
+    """A dead letter may be written twice (a crash between its acknowledgement and the record of it): counted."""
+    dice = random.Random()
+    count = 3000 * kills
+    records = list(workflows(count, dice.getrandbits(32)))
+    producer = Producer({"bootstrap.servers": stream.bootstrap})
+    for round_ in range(kills):
+        send(producer, stream.origin, records[round_ * 3000 : (round_ + 1) * 3000])
+        time.sleep(dice.uniform(0, 1.5))  # the random moment
+        stream.service.kill()
+        stream.service.start()
+    # an empty, headerless value could be anybody's: those are told apart by their place
+    until(lambda: stream.client.success_rate(3600).total == count, seconds=120)
+
+    effects = Counter(key for (key,) in stream.memory("SELECT effect_key FROM effect"))
+    doubled = [key for key, times in effects.items() if times > 1]
+    expected = stream.memory(
+        "SELECT count(*) FROM step WHERE state = 'succeeded' AND plugin IN ('inventory', 'payments', 'notify')"
+    )
+    assert doubled == []
+    assert len(effects) == expected[0][0]
+
+    letters = Counter(
+        (ours(m)["origin-partition"], ours(m)["origin-offset"], bytes(m.value() or b""))
+        for m in stream.read(stream.dlq)
+    )
+    failed = Counter(r.kind for r in records if r.kind not in ("healthy", "flaky"))
+    assert len(letters) == failed.total()
+    assert Counter(value for _, _, value in letters) == Counter(
+        r.value for r in records if r.kind not in ("healthy", "flaky")
+    )
+    with capsys.disabled():
+        print(
+            f"\n{kills} kills over {count} workflows: {len(effects)} effects, {len(doubled)} doubled; "
+            f"{failed.total()} failures, {failed.total() - len(letters)} lost, "
+            f"{letters.total() - len(letters)} dead-lettered twice"
+        )
+
+
+def test_sigterm_ends_it_in_order(stream):
+    stream.produce(charge("c1"))
+    stream.succeeded("c1")
+    began = time.monotonic()
+    stream.service.stop()
+    assert time.monotonic() - began < 8
+    committed = Consumer({"bootstrap.servers": stream.bootstrap, "group.id": stream.service.group})
+    (position,) = committed.committed([TopicPartition(stream.origin, 0)])
+    committed.close()
+    assert position.offset == 1
+
+
+def start(stream: Stream, state: Path, token: str = "t", **changes: str) -> subprocess.CompletedProcess[str]:  # noqa: S107
+    """Run the program to its end; it is expected not to start."""
+    options = {
+        "bootstrap-servers": stream.bootstrap,
+        "origin-topic": stream.origin,
+        "dlq-topic": stream.dlq,
+        "group": "g",
+        "state": str(state),
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    return subprocess.run(
+        [sys.executable, "-m", "dlq_orchestrator", *(f"--{name}={value}" for name, value in options.items())],
+        env=os.environ | {"DLQ_ORCHESTRATOR_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_what_keeps_it_from_starting_is_said(stream, tmp_path):
+    elsewhere = tmp_path / "other"
+    for refused, says in [
+        (start(stream, stream.service.state), "is in use by another orchestrator"),
+        (
+            start(stream, elsewhere, dlq_topic="nowhere"),
+            "there is no topic nowhere: create it, or correct --dlq-topic",
+        ),
+        (start(stream, elsewhere, bootstrap_servers="127.0.0.1:9"), "no Kafka broker answers at 127.0.0.1:9"),
+        (start(stream, elsewhere, port=str(stream.service.port)), "choose another --port"),
+        (start(stream, elsewhere, token=""), "DLQ_ORCHESTRATOR_TOKEN must hold the bearer token"),
+    ]:
+        assert refused.returncode == 1
+        assert says in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_it_prints_one_line_and_ends_well_on_sigterm(stream, tmp_path):
+    stream.service.stop()
+    program = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dlq_orchestrator", "--bootstrap-servers", stream.bootstrap),
+            *(
+                "--origin-topic",
+                stream.origin,
+                "--dlq-topic",
+                stream.dlq,
+                "--group",
+                f"{stream.service.group}-2",
+            ),
+            *("--state", str(tmp_path / "other")),
+        ],
+        env=os.environ | {"DLQ_ORCHESTRATOR_TOKEN": "t"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None
+        url = program.stdout.readline().removeprefix("ready ").strip()
+        with HttpOrchestrator(url, "t") as client:
+            assert client.capabilities()
+        program.send_signal(signal.SIGTERM)
+        rest, _ = program.communicate(timeout=20)
+        assert (rest, program.returncode) == ("", 0)
+    finally:
+        program.kill()

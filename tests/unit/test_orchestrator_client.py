@@ -1,0 +1,190 @@
+"""The bundle's client against orchestrators that are away, broken, or keep only a part of the contract.
+
+Against one that keeps it, see tests/contract/test_orchestrator_contract.py.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import stamina
+
+from dlq.errors import ConfigError, DlqError
+from dlq.orchestrator import (
+    CapabilityMissing,
+    ContractBroken,
+    HttpOrchestrator,
+    OrchestratorError,
+    OrchestratorUnauthorized,
+    OrchestratorUnreachable,
+)
+
+Answer = tuple[int, Any]
+
+ALL = (200, {"version": "1.4", "levels": ["outcome", "routing", "quotas", "a-later-level"]})
+
+
+@pytest.fixture(autouse=True)
+def no_waiting() -> Iterator[None]:
+    """The client's tries, without the waits between them."""
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[str, list[str]]]]:
+    """Starts a server that answers by ``METHOD path``, a list one after the other; returns URL and what was asked."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: dict[str, Answer | list[Answer]]) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                what = f"{self.command} {self.path.split('?')[0]}"
+                asked.append(what)
+                found = answers[what]
+                status, body = found.pop(0) if isinstance(found, list) else found
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_error_is_tried_again(serve):
+    rate = {"succeeded": 3, "failed": 1, "total": 4, "window_s": 60}
+    url, asked = serve(
+        {"GET /capabilities": ALL, "GET /v1/success-rate": [(503, {}), (500, b"oops"), (200, rate)]}
+    )
+    with HttpOrchestrator(url, "t") as orchestrator:
+        assert orchestrator.success_rate(60).rate == 0.75
+    assert asked == ["GET /capabilities", *["GET /v1/success-rate"] * 3]
+
+
+def test_server_errors_without_end_give_up_and_say_where(serve):
+    url, asked = serve({"GET /capabilities": (503, {"detail": "the broker is away"})})
+    with HttpOrchestrator(url, "t") as orchestrator:
+        with pytest.raises(
+            OrchestratorUnreachable, match=rf"GET {url}/capabilities: 503, the broker is away"
+        ):
+            orchestrator.capabilities()
+    assert len(asked) == 3
+
+
+def test_an_orchestrator_that_does_not_run_is_said_to_be_away():
+    with HttpOrchestrator("http://127.0.0.1:9", "t", connection_id="orders_orchestrator") as orchestrator:
+        with pytest.raises(
+            OrchestratorUnreachable, match=r"Is the orchestrator running\?.*orders_orchestrator"
+        ):
+            orchestrator.capabilities()
+
+
+def test_a_refused_token_is_said_once_and_names_the_connection(serve):
+    url, asked = serve({"GET /capabilities": (401, {"detail": "no"})})
+    with HttpOrchestrator(url, "hunter2", connection_id="orders_orchestrator") as orchestrator:
+        with pytest.raises(
+            OrchestratorUnauthorized, match="password of the Connection orders_orchestrator"
+        ) as e:
+            orchestrator.capabilities()
+    assert "hunter2" not in str(e.value)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "call", "missing"),
+    [
+        (["routing", "quotas"], lambda o: o.outcomes(["k"]), "outcome"),
+        (["routing", "quotas"], lambda o: o.workflow("c"), "outcome"),
+        (["routing", "quotas"], lambda o: o.submit_workflow({}, "c"), "outcome"),
+        (["routing", "quotas"], lambda o: o.success_rate(1), "outcome"),
+        (["outcome", "quotas"], lambda o: o.routing(), "routing"),
+        (["outcome", "quotas"], lambda o: o.pause_routing("d", 1), "routing"),
+        (["outcome", "quotas"], lambda o: o.resume_routing("d"), "routing"),
+        (["outcome", "routing"], lambda o: o.quotas(), "quotas"),
+        (["outcome", "routing"], lambda o: o.set_quota("p", 1, "k"), "quotas"),
+        ([], lambda o: o.quotas(), "quotas"),
+    ],
+)
+def test_a_level_that_is_not_offered_is_named_and_not_asked_for(serve, levels, call, missing):
+    url, asked = serve({"GET /capabilities": (200, {"version": "1.0", "levels": levels})})
+    with HttpOrchestrator(url, "t") as orchestrator:
+        with pytest.raises(CapabilityMissing, match=missing) as refusal:
+            call(orchestrator)
+    assert refusal.value.level == missing
+    assert asked == ["GET /capabilities"]
+
+
+def test_another_major_version_of_the_contract_is_refused(serve):
+    url, _ = serve({"GET /capabilities": (200, {"version": "2.0", "levels": []})})
+    with HttpOrchestrator(url, "t") as orchestrator, pytest.raises(ContractBroken, match=r"2\.0"):
+        orchestrator.capabilities()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>secret</html>",
+        {"outcomes": {"k": {"state": "secret"}}},
+        {"outcomes": {"other": {"state": "failed"}}},
+        {"outcomes": []},
+    ],
+)
+def test_an_answer_outside_the_contract_is_refused_without_quoting_it(serve, body):
+    url, _ = serve({"GET /capabilities": ALL, "POST /v1/outcomes": (200, body)})
+    with HttpOrchestrator(url, "t") as orchestrator, pytest.raises(ContractBroken) as refusal:
+        orchestrator.outcomes(["k"])
+    assert "outcomes" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_refusal_that_is_no_problem_document_is_told_by_its_status(serve):
+    url, _ = serve({"GET /capabilities": ALL, "GET /v1/quotas": (418, b"teapot")})
+    with HttpOrchestrator(url, "t") as orchestrator, pytest.raises(OrchestratorError, match="418"):
+        orchestrator.quotas()
+    assert issubclass(OrchestratorError, DlqError)
+
+
+def connection(**fields: Any) -> Any:
+    empty = {"id": "orch", "schema": None, "host": None, "port": None, "password": None}
+    return SimpleNamespace(**{**empty, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"host": "http://127.0.0.1", "port": 1234}, "http://127.0.0.1:1234"),
+        ({"host": "orch.example", "schema": "https"}, "https://orch.example"),
+        ({"host": "orch.example", "port": 80}, "http://orch.example:80"),
+    ],
+)
+def test_the_address_comes_from_the_connection(fields, url):
+    with HttpOrchestrator.connect(connection(password="t", **fields)) as orchestrator:
+        assert orchestrator.url == url
+
+
+def test_a_connection_without_address_or_token_is_refused_by_name():
+    with pytest.raises(ConfigError, match="Connection orch: host and password"):
+        HttpOrchestrator.connect(connection())
