@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests start brokers and Airflows: as many workers as there are cores, and no more.
 WORKERS ?= auto
-# Whole files to a worker, so that tests that share a service stay together.
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+# tests/conftest.py makes the groups: files stay together, and there are never two Airflows at once.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 # `airflow standalone` and its kin start `airflow` by name.

@@ -1,4 +1,4 @@
-"""The DLQ drain runbook, one Dag a queue, from top to bottom: each task's notes say what a person should know.
+"""The DLQ drain runbook, one Dag a queue, top to bottom: each task's notes say what a person should know.
 
 The graph is the same for every queue and configuration; a stage whose system isn't configured says so.
 """
@@ -12,13 +12,12 @@ from airflow.sdk import DAG, TaskGroup
 
 from dlq.config import QueueConfig, load_queue, queue_names
 from dlq_runbook.operators.alerts import AcknowledgeAlert, Escalate
-from dlq_runbook.operators.approval import ApproveDr, ApproveFix
 from dlq_runbook.operators.broken import broken_dag
 from dlq_runbook.operators.custody import TakeCustody
 from dlq_runbook.operators.drain import CloseDrain, OpenDrain, WriteReport
-from dlq_runbook.operators.fixes import ApplyFix, CanaryFix, ProposeFix
+from dlq_runbook.operators.fixes import ApplyFix, ApproveFix, CanaryFix, ProposeFix
 from dlq_runbook.operators.isolation import Isolate, RestoreRouting
-from dlq_runbook.operators.limits import GuardDataLoss, InvokeDrPlan
+from dlq_runbook.operators.limits import ApproveDr, GuardDataLoss, InvokeDrPlan
 from dlq_runbook.operators.replay import DrainRemaining, ReplayBatches, ReplayCanary
 from dlq_runbook.operators.review import OpenReview
 from dlq_runbook.operators.triage import Categorize, ChooseRemedies, FindRootCause, InspectSample
@@ -29,12 +28,12 @@ from dlq_runbook.sensors.threshold import WaitThreshold
 RUNBOOK = """
 # Drain the dead-letter queue `{queue}`
 
-Takes every dead letter into custody (archive and ledger), sends back what a retry or a fix can heal, files the
-rest with its reason and owner, and **proves** that no entry was lost or run twice. Nobody needs to watch: a
-person is asked only to approve what policy may not, and no answer within 15 minutes leaves those entries open.
+Takes every dead letter into custody (archive and ledger), sends back what a retry or a fix can heal, files
+the rest with its reason and owner, and **proves** that no entry was lost or run twice. Nobody needs to watch:
+a person is asked only to approve what policy may not; no answer in 15 minutes leaves those entries open.
 
-- **Trigger it** at any time. *Dry run* shows the plan and changes nothing; the fields can only tighten policy.
-- **Stop it** at any time. To go on, clear the failed task **with its downstream**: it resumes where it stopped.
+- **Trigger it** at any time. *Dry run* shows the plan and changes nothing. Fields can only tighten policy.
+- **Stop it** at any time. To go on, clear the failed task **with its downstream**: it resumes there.
 - **Red**: something broke or is not proven. Read `close_drain`'s log, and the report (on `write_report`).
 - **Green**: the run did its duty. What is still open, and whose it is, is in the report.
 """

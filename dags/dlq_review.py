@@ -1,4 +1,4 @@
-"""Review of what only a person can decide, one Dag a queue. It may wait for hours, and holds nothing meanwhile."""
+"""Review of what only a person can decide, one Dag a queue. It may wait for hours, holding nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RUNBOOK = """
 # Decide what waits for a person in `{queue}`
 
 Unique cases: corrupt data, unknown errors, entries that failed again after a replay. Trigger it when you have
-time: the form under *Required Actions* offers to **replay**, **discard** or **leave** each piece of work, or to
-replay a value repaired with `dlq edit` (by its draft's id). Who decided what is recorded for good.
+time: the form under *Required Actions* offers to **replay**, **discard** or **leave** each piece of work, or
+to replay a value repaired with `dlq edit` (by its draft's id). Who decided what is recorded for good.
 
-- It holds nothing while it waits for you: drains go on. What they change meanwhile is refused, with the reason.
+- It holds nothing while it waits for you: drains go on. What they change is refused, with the reason.
 - After the answer it takes the queue's lease, does what you chose, and proves it.
 """
 

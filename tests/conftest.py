@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test may ask for: a real broker and topics of its own."""
+"""Fixtures that every kind of test may ask for: a real broker, a real Postgres, and names of their own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
 
 from dlq_demo.broker import Broker, create_topic
+from dlq_demo.postgres import Postgres
 from dlq_demo.process import Unavailable
 
 # A shared two-core machine stalls now and then: the time one example takes says nothing about the code.
@@ -27,6 +29,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out to pytest-xdist's workers (``--dist loadgroup``).
+
+    A file stays in one worker, whose services its tests share. Whatever starts an Airflow is one group, since
+    two of them are too much for two cores, and goes first, since it takes longest.
+    """
+    for item in items:
+        starts_airflow = item.get_closest_marker("airflow") is not None
+        item.add_marker(pytest.mark.xdist_group("airflow" if starts_airflow else item.location[0]))
+    items.sort(key=lambda item: item.get_closest_marker("airflow") is None)
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """One real Kafka broker a test process (2.5 s, 200 MB); tests keep apart by the names of their topics.
@@ -37,9 +51,7 @@ def broker() -> Iterator[Broker]:
         with Broker() as running:
             yield running
     except Unavailable as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI is set, so nothing may be skipped: {error}")
-        pytest.skip(str(error))
+        _skip(error)
 
 
 @pytest.fixture
@@ -52,3 +64,25 @@ def topic(broker: Broker) -> Callable[..., str]:
         return unique
 
     return create
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One real Postgres a test process (0.6 s)."""
+    try:
+        with Postgres() as running:
+            yield running
+    except Unavailable as error:
+        _skip(error)
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The SQLAlchemy URL of an empty Postgres database of the test's own."""
+    return postgres.create_database(f"test_{uuid.uuid4().hex[:8]}")
+
+
+def _skip(error: Unavailable) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI is set, so nothing may be skipped: {error}")
+    pytest.skip(str(error))

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
 from dlq.config import AlertsRef
 from dlq.errors import ConfigError, DlqError
@@ -28,8 +29,8 @@ _NOT_CONFIGURED = "no alert is acknowledged: alerts is not configured in the que
 def acknowledge_alert(drain: Drain) -> dict[str, Any]:
     """Silence exactly the alerts ``alerts.matchers`` names, until the drain's budget is up.
 
-    Never raises: an alert that can't be acknowledged is said, and the drain goes on. Asked again, it finds its
-    own silence. Returns ``acknowledged``, the ``silence``'s id or None, and ``said``.
+    Never raises: an alert that can't be acknowledged is said, and the drain goes on. Asked again, it finds
+    its own silence. Returns ``acknowledged``, the ``silence``'s id or None, and ``said``.
     """
     alerts = drain.config.alerts
     if alerts is None:
@@ -99,8 +100,8 @@ def _told(
     outcome = {"acknowledged": silence is not None, "silence": silence}
     try:
         drain.note(stage, said, level="warning" if failed else "info", **outcome)
-    except DlqError as error:
-        said = f"{said}; the ledger did not take the note: {error}"
+    except (DlqError, SQLAlchemyError) as error:
+        said = f"{said}; the ledger did not take the note: {type(error).__name__}"
     return {**outcome, "said": said}
 
 

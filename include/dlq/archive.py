@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -87,7 +88,13 @@ class Archive:
         """
         sink = pa.BufferOutputStream()
         meta = {b"dlq": json.dumps({"version": FORMAT_VERSION, **about}).encode()}
-        pq.write_table(table.replace_schema_metadata(meta), sink, compression="zstd", compression_level=1, write_statistics=False)
+        pq.write_table(
+            table.replace_schema_metadata(meta),
+            sink,
+            compression="zstd",
+            compression_level=1,
+            write_statistics=False,
+        )
         data = sink.getvalue()
         uri = f"{folder}/{uuid.uuid4().hex}.parquet"
         self._write(uri, data)
@@ -104,14 +111,16 @@ class Archive:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._made.add(str(folder))
             part = f"{path}.part"
-            with open(part, "wb") as file:
+            with Path(part).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(part, path)
+            Path(part).rename(str(path))
             _sync_folder(str(folder))
         except OSError as error:
-            raise ArchiveError(f"archive: {path} can't be written: {error}; nothing was taken with it") from error
+            raise ArchiveError(
+                f"archive: {path} can't be written: {error}; nothing was taken with it"
+            ) from error
 
     def read(self, uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A segment's table.
@@ -121,7 +130,9 @@ class Archive:
         try:
             return pq.read_table(pa.BufferReader((self.root / uri).read_bytes()), columns=columns)
         except (OSError, pa.ArrowException) as error:
-            raise ArchiveError(f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive") from error
+            raise ArchiveError(
+                f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
+            ) from error
 
     def verified(self, uri: str, sha256: str) -> tuple[pa.Table, dict[str, Any]]:
         """A segment's table and what it says about itself, its sum checked first.
@@ -131,9 +142,13 @@ class Archive:
         try:
             data = (self.root / uri).read_bytes()
         except OSError as error:
-            raise ArchiveError(f"archive: segment {uri} is missing: {error}; restore it from a backup of the archive") from error
+            raise ArchiveError(
+                f"archive: segment {uri} is missing: {error}; restore it from a backup of the archive"
+            ) from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArchiveError(f"archive: segment {uri} has other bytes than were written; restore it from a backup of the archive")
+            raise ArchiveError(
+                f"archive: segment {uri} has other bytes than were written; restore it from a backup of the archive"
+            )
         table = pq.read_table(pa.BufferReader(data))
         return table, _about(table)
 
@@ -192,7 +207,9 @@ def _about(table: pa.Table) -> dict[str, Any]:
     return found
 
 
-def segment_table(records: Sequence[Record], understood: Sequence[Understood], groups: Sequence[Group]) -> pa.Table:
+def segment_table(
+    records: Sequence[Record], understood: Sequence[Understood], groups: Sequence[Group]
+) -> pa.Table:
     """The records of one batch as a segment's table, bytes exactly as they came."""
     names: list[str] = []
     values: list[bytes | None] = []
@@ -204,7 +221,9 @@ def segment_table(records: Sequence[Record], understood: Sequence[Understood], g
         offsets.append(len(names))
     headers = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()),
-        pa.StructArray.from_arrays([pa.array(names, pa.string()), pa.array(values, pa.binary())], fields=list(_HEADER)),
+        pa.StructArray.from_arrays(
+            [pa.array(names, pa.string()), pa.array(values, pa.binary())], fields=list(_HEADER)
+        ),
     )
     columns = [
         pa.array([r.part for r in records], pa.int32()),
@@ -270,7 +289,14 @@ class Rows:
 
     def __getitem__(self, row: int) -> Stored:
         start, end = self._offsets[row], self._offsets[row + 1]
-        return Stored(self._part[row], self._pos[row], self._key[row], self._value[row], tuple(self._headers[start:end]), self._timestamp[row])
+        return Stored(
+            self._part[row],
+            self._pos[row],
+            self._key[row],
+            self._value[row],
+            tuple(self._headers[start:end]),
+            self._timestamp[row],
+        )
 
     def __len__(self) -> int:
         return len(self._part)

@@ -21,6 +21,7 @@ from upath import UPath
 from dlq.errors import ConfigError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NAME = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -64,7 +65,9 @@ class KafkaTarget(_Model):
     topic: str | None = None
     group: str | None = None
     ordering: Literal["none", "per_key"] = "none"
-    partitioner: Literal["murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random"] = "murmur2_random"
+    partitioner: Literal["murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random"] = (
+        "murmur2_random"
+    )
     origin_consumers: Literal["read_committed", "read_uncommitted", "unknown"] = "unknown"
     allow_compacted: bool = False
 
@@ -88,26 +91,26 @@ class MemoryEnd(_Model):
 class Slo(_Model):
     """Ratios are outstanding ÷ workflows in ``window``; ``workflows`` is that count where nothing can be asked."""
 
-    ratio: float = Field(0.001, gt=0, le=1)
-    alert: float = Field(0.0005, gt=0, le=1)
-    escalate: float = Field(0.01, gt=0, le=1)
+    ratio: float = Field(default=0.001, gt=0, le=1)
+    alert: float = Field(default=0.0005, gt=0, le=1)
+    escalate: float = Field(default=0.01, gt=0, le=1)
     escalate_after: Seconds = 1800.0
     window: Seconds = 86400.0
-    workflows: int | None = Field(None, gt=0)
-    success: float = Field(0.99, gt=0, le=1)
+    workflows: int | None = Field(default=None, gt=0)
+    success: float = Field(default=0.99, gt=0, le=1)
 
 
 class Limits(_Model):
     """``batch`` entries a step, ``rate`` entries/s at most (none: unbounded), ``returns`` replays an entry may fail."""
 
-    batch: int = Field(100, ge=1, le=10_000)
-    rate: float | None = Field(None, gt=0)
-    returns: int = Field(3, ge=1)
-    dr: int = Field(10_000, ge=1)
+    batch: int = Field(default=100, ge=1, le=10_000)
+    rate: float | None = Field(default=None, gt=0)
+    returns: int = Field(default=3, ge=1)
+    dr: int = Field(default=10_000, ge=1)
     budget: Seconds = 3600.0
-    sample: int = Field(50, ge=10, le=50)
-    gate: float = Field(0.95, gt=0, le=1)
-    jobs: int = Field(1, ge=1, le=64)
+    sample: int = Field(default=50, ge=10, le=50)
+    gate: float = Field(default=0.95, gt=0, le=1)
+    jobs: int = Field(default=1, ge=1, le=64)
 
 
 class Outcome(_Model):
@@ -159,7 +162,7 @@ class QuotaPolicy(_Model):
     """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, ``headroom`` over the peak need."""
 
     ceilings: dict[str, float] = Field(default_factory=dict)
-    headroom: float = Field(1.25, ge=1)
+    headroom: float = Field(default=1.25, ge=1)
 
 
 class QueueConfig(_Model):
@@ -188,15 +191,24 @@ class QueueConfig(_Model):
     def _none_is_none(cls, data: Any) -> Any:
         """``orchestrator: none`` reads better than ``null`` in an incident."""
         if isinstance(data, dict):
-            return {k: None if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule"} else v for k, v in data.items()}
+            return {
+                k: None if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule"} else v
+                for k, v in data.items()
+            }
         return data
 
     @model_validator(mode="after")
     def _never_the_dlq(self) -> QueueConfig:
         if isinstance(self.source, KafkaSource) and isinstance(self.target, KafkaTarget):
             for topic in self.target.allow:
-                if topic == self.source.topic or topic.startswith("__") or topic.endswith(("-repartition", "-changelog")):
-                    raise ValueError(f"target.allow: {topic!r} is the DLQ itself or an internal topic; remove it")
+                if (
+                    topic == self.source.topic
+                    or topic.startswith("__")
+                    or topic.endswith(("-repartition", "-changelog"))
+                ):
+                    raise ValueError(
+                        f"target.allow: {topic!r} is the DLQ itself or an internal topic; remove it"
+                    )
         return self
 
     @cached_property
@@ -218,16 +230,24 @@ class QueueConfig(_Model):
                 value = seconds(value) if key == "budget" else value
                 held = limits[key]
                 if held is not None and value > held:
-                    raise ConfigError(f"{self.name}: param {key}={value} is looser than the queue's file ({held}); a run may only tighten it")
+                    raise ConfigError(
+                        f"{self.name}: param {key}={value} is looser than the queue's file ({held}); a run may only tighten it"
+                    )
                 limits[key] = value
             elif key in {"approve_fix", "approve_dr"}:
                 field = key.removeprefix("approve_")
                 if value == "policy" and approval[field] == "person":
-                    raise ConfigError(f"{self.name}: param {key}=policy is looser than approval.{field}: person in the queue's file")
+                    raise ConfigError(
+                        f"{self.name}: param {key}=policy is looser than approval.{field}: person in the queue's file"
+                    )
                 approval[field] = value
             else:
-                raise ConfigError(f"{self.name}: unknown param {key!r}; known: batch, rate, budget, approve_fix, approve_dr")
-        return _validated({**self.model_dump(), "limits": limits, "approval": approval}, f"params of {self.name}")
+                raise ConfigError(
+                    f"{self.name}: unknown param {key!r}; known: batch, rate, budget, approve_fix, approve_dr"
+                )
+        return _validated(
+            {**self.model_dump(), "limits": limits, "approval": approval}, f"params of {self.name}"
+        )
 
 
 def config_root() -> UPath:
@@ -242,7 +262,7 @@ def queue_names(root: UPath | None = None) -> list[str]:
 
 
 def load_queue(name: str, root: UPath | None = None) -> QueueConfig:
-    """A queue's configuration, environment variables (``${NAME}``) in its text replaced.
+    """A queue's configuration, environment variables (``${NAME}``) in its values replaced.
 
     :raises ConfigError: naming the file, the field and the fix.
     """
@@ -253,11 +273,13 @@ def load_queue(name: str, root: UPath | None = None) -> QueueConfig:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(queue_names(root)) or "none"
-        raise ConfigError(f"no queue {name!r}: {path} does not exist (known: {known}); set DLQ_CONFIG to the folder that has queues/") from None
+        raise ConfigError(
+            f"no queue {name!r}: {path} does not exist (known: {known}); set DLQ_CONFIG to the folder that has queues/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        data = yaml.safe_load(_expand(text, str(path)))
+        data = _expand(yaml.safe_load(text), str(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(data, dict):
@@ -265,14 +287,22 @@ def load_queue(name: str, root: UPath | None = None) -> QueueConfig:
     return _validated({**data, "name": name}, str(path))
 
 
-def _expand(text: str, path: str) -> str:
-    def put(match: re.Match[str]) -> str:
-        value = os.environ.get(match[1], match[3])
-        if value is None:
-            raise ConfigError(f"{path}: environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}")
-        return value
+def _expand(value: Any, path: str) -> Any:
+    """Environment variables put into the values of a parsed file: what they hold is never read as YAML."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, path) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, path) for inner in value]
+    return _VARIABLE.sub(lambda match: _variable(match, path), value) if isinstance(value, str) else value
 
-    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)(:-([^}]*))?\}", put, text)
+
+def _variable(match: re.Match[str], path: str) -> str:
+    value = os.environ.get(match[1], match[3])
+    if value is None:
+        raise ConfigError(
+            f"{path}: environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}"
+        )
+    return value
 
 
 def _validated(data: dict[str, Any], where: str) -> QueueConfig:

@@ -6,7 +6,20 @@ from collections import Counter
 from importlib.resources import files
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, func, insert, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+)
 
 from dlq.archive import Rows
 from dlq.drain import Drain
@@ -23,16 +36,31 @@ _BROKEN_SHOWN = 100
 _witnesses = MetaData()
 # Declared types matter: untyped, the anti-joins lose their indexes and the proof takes minutes.
 logged = Table(
-    "logged", _witnesses, Column("source", Integer, primary_key=True), Column("part", Integer, primary_key=True), Column("place", Text, primary_key=True),
-    Column("pos", BigInteger), prefixes=["TEMPORARY"],
-)  # fmt: skip
+    "logged",
+    _witnesses,
+    Column("source", Integer, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("place", Text, primary_key=True),
+    Column("pos", BigInteger),
+    prefixes=["TEMPORARY"],
+)
 archived = Table(
-    "archived", _witnesses, Column("source", Integer, primary_key=True), Column("part", Integer, primary_key=True), Column("place", Text, primary_key=True),
-    Column("payload_sha", Text, primary_key=True), prefixes=["TEMPORARY"],
-)  # fmt: skip
+    "archived",
+    _witnesses,
+    Column("source", Integer, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("place", Text, primary_key=True),
+    Column("payload_sha", Text, primary_key=True),
+    prefixes=["TEMPORARY"],
+)
 seen = Table("seen", _witnesses, Column("job", Text), Column("ordinal", BigInteger), prefixes=["TEMPORARY"])
 delivered = Table(
-    "delivered", _witnesses, Column("job", Text, primary_key=True), Column("ordinal", BigInteger, primary_key=True), Column("n", Integer), prefixes=["TEMPORARY"]
+    "delivered",
+    _witnesses,
+    Column("job", Text, primary_key=True),
+    Column("ordinal", BigInteger, primary_key=True),
+    Column("n", Integer),
+    prefixes=["TEMPORARY"],
 )
 witnessed = Table("witnessed", _witnesses, Column("job", Text, primary_key=True), prefixes=["TEMPORARY"])
 
@@ -45,7 +73,9 @@ def verify_conservation(drain: Drain) -> dict[str, Any]:
     if drain.dry_run:
         return {"proven": None, "broken": [], "said": "dry run: nothing was done, nothing is to be proven"}
     drain.phase("verify")
-    with Expectations() as expectations:  # its library takes seconds to import: in its own process, while we read
+    with (
+        Expectations() as expectations
+    ):  # its library takes seconds to import: in its own process, while we read
         with drain.ledger.scratch() as tx:
             _witnesses.create_all(tx)
             told: dict[str, str] = {}
@@ -73,7 +103,13 @@ def verify_conservation(drain: Drain) -> dict[str, Any]:
     )
     if accounts["vanished_max"]:
         said += f"; at most {accounts['vanished_max']} vanished by retention before they could be read"
-    data = {"proven": proven, "broken": broken, "witnesses": told, "accounts": accounts, "expectations": checks}
+    data = {
+        "proven": proven,
+        "broken": broken,
+        "witnesses": told,
+        "accounts": accounts,
+        "expectations": checks,
+    }
     drain.note("verify_conservation", said, level="info" if proven else "error", **data)
     return {**data, "said": said}
 
@@ -84,12 +120,16 @@ def _log(drain: Drain, tx: Connection) -> str:
         return "not witnessed (the queue has no log)"
     row = custody.find_source(tx, drain.source.uri)
     ranges = tx.execute(
-        select(intake.c.part, func.min(intake.c.from_pos), func.max(intake.c.to_pos)).where(intake.c.source == row, intake.c.drain == drain.id).group_by(intake.c.part)
+        select(intake.c.part, func.min(intake.c.from_pos), func.max(intake.c.to_pos))
+        .where(intake.c.source == row, intake.c.drain == drain.id)
+        .group_by(intake.c.part)
     ).all()
     spans = [Range(int(part), int(start), int(end)) for part, start, end in ranges if end > start]
     total = 0
     for batch in drain.source.reread(spans):
-        total += insert_rows(tx, logged, ("source", "part", "place", "pos"), [(row, *where) for where in batch])
+        total += insert_rows(
+            tx, logged, ("source", "part", "place", "pos"), [(row, *where) for where in batch]
+        )
     return f"{total} records recounted in {len(spans)} range(s)"
 
 
@@ -97,7 +137,11 @@ def _archive(drain: Drain, tx: Connection, broken: list[dict[str, Any]]) -> str:
     """Every segment of what was taken by this drain or is unsettled, its sum checked, its payloads summed again."""
     ours = or_(entry.c.taken_drain == drain.id, entry.c.settled_drain.is_(None))
     needed = select(entry.c.segment).where(entry.c.queue == drain.queue, ours).distinct()
-    segments = tx.execute(select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(needed), segment.c.kind != "draft")).all()
+    segments = tx.execute(
+        select(segment.c.id, segment.c.uri, segment.c.sha256).where(
+            segment.c.id.in_(needed), segment.c.kind != "draft"
+        )
+    ).all()
     total = 0
     for one in segments:
         try:
@@ -109,68 +153,131 @@ def _archive(drain: Drain, tx: Connection, broken: list[dict[str, Any]]) -> str:
         rows, places = Rows(table), table["place"].to_pylist()
         parts = table["part"].to_pylist()
         total += insert_rows(
-            tx, archived, ("source", "part", "place", "payload_sha"),
-            [(source, parts[n], places[n], rows.payload_sha(n)) for n in range(len(rows))], skip_on=("source", "part", "place", "payload_sha"),
-        )  # fmt: skip
+            tx,
+            archived,
+            ("source", "part", "place", "payload_sha"),
+            [(source, parts[n], places[n], rows.payload_sha(n)) for n in range(len(rows))],
+            skip_on=("source", "part", "place", "payload_sha"),
+        )
     return f"{total} payload sums in {len(segments)} segment(s)"
 
 
 def _target(drain: Drain, tx: Connection) -> str:
     """Each job of this drain, and each whose entries it settled, read from where the target ended when the job began."""
-    settled = select(entry.c.job).where(entry.c.settled_drain == drain.id, entry.c.job.is_not(None)).distinct()
-    jobs = [j for j in ledger_jobs.find(tx, job.c.queue == drain.queue, or_(job.c.drain == drain.id, job.c.id.in_(settled))) if j.target_from is not None]
+    settled = (
+        select(entry.c.job).where(entry.c.settled_drain == drain.id, entry.c.job.is_not(None)).distinct()
+    )
+    jobs = [
+        j
+        for j in ledger_jobs.find(
+            tx, job.c.queue == drain.queue, or_(job.c.drain == drain.id, job.c.id.in_(settled))
+        )
+        if j.target_from is not None
+    ]
     insert_rows(tx, witnessed, ("job",), [(j.id,) for j in jobs])
     if not jobs:
         return "nothing was sent"
-    known, ours = {j.id for j in jobs}, f"{drain.queue}-"
+    ours = f"{drain.queue}-"
     with drain.ledger.read() as look:
         ledger_knows = set(look.execute(select(job.c.id).where(job.c.queue == drain.queue)).scalars())
     total = 0
-    for topic in sorted({j.target for j in jobs}):
+    for kind, topic in sorted({(j.kind, j.target) for j in jobs}):
+        here = [j for j in jobs if (j.kind, j.target) == (kind, topic)]
+        known = {j.id for j in here}
         start: dict[int, int] = {}
-        for one in (j for j in jobs if j.target == topic):
+        for one in here:
             for part, offset in (one.target_from or {}).items():
                 start[int(part)] = min(offset, start.get(int(part), offset))
-        for batch in drain.target.delivered(topic, start):
+        for batch in drain.target_of(kind).delivered(topic, start):
             # A job this ledger never made, under this queue's name, is a memory lost or a liar: both are found.
-            found = [(job_id, ordinal) for job_id, ordinal, _, _ in batch if job_id in known or (job_id.startswith(ours) and job_id not in ledger_knows)]
+            # (In the queue itself, where entries are handed back, lie also the failed replays of any job.)
+            found = [
+                (job_id, ordinal)
+                for job_id, ordinal, _, _ in batch
+                if job_id in known
+                or (kind == "replay" and job_id.startswith(ours) and job_id not in ledger_knows)
+            ]
             total += insert_rows(tx, seen, ("job", "ordinal"), found)
-    tx.execute(insert(delivered).from_select(["job", "ordinal", "n"], select(seen.c.job, seen.c.ordinal, func.count()).group_by(seen.c.job, seen.c.ordinal)))
+    tx.execute(
+        insert(delivered).from_select(
+            ["job", "ordinal", "n"],
+            select(seen.c.job, seen.c.ordinal, func.count()).group_by(seen.c.job, seen.c.ordinal),
+        )
+    )
     return f"{total} replays found of {len(jobs)} job(s), read committed"
 
 
 def _accounts(drain: Drain, tx: Connection) -> dict[str, int]:
     def count(*conditions: Any) -> int:
-        return int(tx.execute(select(func.count()).select_from(entry).where(entry.c.queue == drain.queue, *conditions)).scalar_one())
+        return int(
+            tx.execute(
+                select(func.count()).select_from(entry).where(entry.c.queue == drain.queue, *conditions)
+            ).scalar_one()
+        )
 
     before = tx.execute(select(drains.c.open_before).where(drains.c.id == drain.id)).scalar_one()
-    vanished = tx.execute(select(func.coalesce(func.sum(intake.c.vanished_max), 0)).where(intake.c.drain == drain.id)).scalar_one()
-    again = tx.execute(select(func.coalesce(func.sum(intake.c.again), 0)).where(intake.c.drain == drain.id)).scalar_one()
+    vanished = tx.execute(
+        select(func.coalesce(func.sum(intake.c.vanished_max), 0)).where(intake.c.drain == drain.id)
+    ).scalar_one()
+    again = tx.execute(
+        select(func.coalesce(func.sum(intake.c.again), 0)).where(intake.c.drain == drain.id)
+    ).scalar_one()
     return {
-        "before": int(before), "taken": count(entry.c.taken_drain == drain.id), "settled": count(entry.c.settled_drain == drain.id),
-        "unsettled": count(entry.c.settled_drain.is_(None)), "again": int(again), "vanished_max": int(vanished),
-    }  # fmt: skip
+        "before": int(before),
+        "taken": count(entry.c.taken_drain == drain.id),
+        "settled": count(entry.c.settled_drain == drain.id),
+        "unsettled": count(entry.c.settled_drain.is_(None)),
+        "again": int(again),
+        "vanished_max": int(vanished),
+    }
 
 
 def _frames(drain: Drain, tx: Connection, accounts: dict[str, int], broken: list[dict[str, Any]]) -> Frames:
     """What Great Expectations looks at: small tables of accounts, ranges, jobs and what is open."""
     ranges = tx.execute(
-        select(intake.c.part, func.min(intake.c.from_pos).label("from_pos"), func.max(intake.c.to_pos).label("to_pos"), func.max(intake.c.cutoff).label("cutoff"))
-        .where(intake.c.drain == drain.id, intake.c.from_pos.is_not(None)).group_by(intake.c.part)
-    ).mappings()  # fmt: skip
+        select(
+            intake.c.part,
+            func.min(intake.c.from_pos).label("from_pos"),
+            func.max(intake.c.to_pos).label("to_pos"),
+            func.max(intake.c.cutoff).label("cutoff"),
+        )
+        .where(intake.c.drain == drain.id, intake.c.from_pos.is_not(None))
+        .group_by(intake.c.part)
+    ).mappings()
     sent = (
-        select(entry.c.job, func.count().label("sent")).where(entry.c.queue == drain.queue, entry.c.state.in_(SENT)).group_by(entry.c.job).subquery()
+        select(entry.c.job, func.count().label("sent"))
+        .where(entry.c.queue == drain.queue, entry.c.state.in_(SENT))
+        .group_by(entry.c.job)
+        .subquery()
     )
-    found = select(delivered.c.job, func.sum(delivered.c.n).label("delivered")).group_by(delivered.c.job).subquery()
+    found = (
+        select(delivered.c.job, func.sum(delivered.c.n).label("delivered"))
+        .group_by(delivered.c.job)
+        .subquery()
+    )
     jobs = tx.execute(
-        select(job.c.id.label("job"), job.c.size, job.c.cursor, func.coalesce(sent.c.sent, 0).label("sent"), func.coalesce(found.c.delivered, 0).label("delivered"))
-        .join(witnessed, witnessed.c.job == job.c.id).join(sent, sent.c.job == job.c.id, isouter=True).join(found, found.c.job == job.c.id, isouter=True)
-    ).mappings()  # fmt: skip
+        select(
+            job.c.id.label("job"),
+            job.c.size,
+            job.c.cursor,
+            func.coalesce(sent.c.sent, 0).label("sent"),
+            func.coalesce(found.c.delivered, 0).label("delivered"),
+        )
+        .join(witnessed, witnessed.c.job == job.c.id)
+        .join(sent, sent.c.job == job.c.id, isouter=True)
+        .join(found, found.c.job == job.c.id, isouter=True)
+    ).mappings()
     still = tx.execute(
-        select(entry.c.state, entry.c.reason, func.coalesce(entry.c.owner, grp.c.owner).label("owner"), func.count().label("entries"))
-        .join(grp, grp.c.id == entry.c.grp).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+        select(
+            entry.c.state,
+            entry.c.reason,
+            func.coalesce(entry.c.owner, grp.c.owner).label("owner"),
+            func.count().label("entries"),
+        )
+        .join(grp, grp.c.id == entry.c.grp)
+        .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
         .group_by(entry.c.state, entry.c.reason, func.coalesce(entry.c.owner, grp.c.owner))
-    ).mappings()  # fmt: skip
+    ).mappings()
     balance = accounts["before"] + accounts["taken"] - accounts["settled"] - accounts["unsettled"]
     return {
         "accounts": [{**accounts, "balance": balance, "broken_laws": len(broken)}],

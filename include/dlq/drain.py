@@ -39,7 +39,17 @@ class Drain:
     ``config`` is the queue's file as it was when the drain was opened. A dry run holds no lease and writes nothing.
     """
 
-    def __init__(self, identity: str, config: QueueConfig, ledger: Ledger, connections: Connections, *, epoch: int, kind: str = "drain", dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        identity: str,
+        config: QueueConfig,
+        ledger: Ledger,
+        connections: Connections,
+        *,
+        epoch: int,
+        kind: str = "drain",
+        dry_run: bool = False,
+    ) -> None:
         self.id = identity
         self.queue = config.name
         self.config = config
@@ -65,11 +75,22 @@ class Drain:
         """The drain ``identity``, whoever holds the queue now: to read it, as its report does."""
         ledger = Ledger.open(config.ledger)
         with ledger.read() as tx:
-            found = tx.execute(select(drains.c.config, drains.c.epoch, drains.c.kind).where(drains.c.id == identity)).first()
+            found = tx.execute(
+                select(drains.c.config, drains.c.epoch, drains.c.kind).where(drains.c.id == identity)
+            ).first()
         if found is None:
             ledger.close()
-            raise Refused(f"the ledger knows no drain {identity}: open_drain did not run, or the queue's file names another ledger")
-        return cls(identity, QueueConfig.model_validate_json(found.config), ledger, connections, epoch=int(found.epoch), kind=str(found.kind))
+            raise Refused(
+                f"the ledger knows no drain {identity}: open_drain did not run, or the queue's file names another ledger"
+            )
+        return cls(
+            identity,
+            QueueConfig.model_validate_json(found.config),
+            ledger,
+            connections,
+            epoch=int(found.epoch),
+            kind=str(found.kind),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +99,7 @@ class Drain:
         self.close()
 
     def close(self) -> None:
-        for name in ("source", "target"):
+        for name in ("source", "target", "returning"):
             if (client := self.__dict__.pop(name, None)) is not None:
                 client.close()
         self.ledger.close()
@@ -88,10 +109,13 @@ class Drain:
         if isinstance(self.config.source, KafkaSource):
             from dlq.sources.kafka import KafkaDlq
 
-            return KafkaDlq(self.queue, self.config.source, self.connections)
+            found = KafkaDlq(self.queue, self.config.source, self.connections)
+            with self.ledger.read() as tx:
+                found.uri = custody.living_uri(tx, self.queue, found.uri)
+            return found
         from dlq.sources.memory import MemoryDlq
 
-        return MemoryDlq.shared(self.config.source.connection)
+        return MemoryDlq.shared(self.config.source.connection, self.config.source.start)
 
     @cached_property
     def target(self) -> Target:
@@ -101,7 +125,23 @@ class Drain:
             return KafkaReplay(self.config.target, self.connections)
         from dlq.targets.memory import MemoryReplay
 
-        return MemoryReplay.shared(self.config.target.connection)
+        return MemoryReplay.shared(self.config.target.connection, self.config.target.allow)
+
+    @cached_property
+    def returning(self) -> Target:
+        """The queue itself as a target: where entries are handed back, and nothing else may go."""
+        if not isinstance(self.config.source, KafkaSource):
+            raise ConfigError(f"queue {self.queue}: entries can be handed back to a Kafka source only")
+        from dlq.targets.kafka import KafkaReplay
+
+        back = KafkaTarget(
+            kind="kafka", connection=self.config.source.connection, allow=(self.config.source.topic,)
+        )
+        return KafkaReplay(back, self.connections)
+
+    def target_of(self, kind: str) -> Target:
+        """Where the outputs of a job of ``kind`` (replay, hand_back) go."""
+        return self.returning if kind == "hand_back" else self.target
 
     @cached_property
     def orchestrator(self) -> Orchestrator | None:
@@ -114,13 +154,25 @@ class Drain:
         log.log(_LEVELS[level], "%s: %s", stage, said)
         if not self.dry_run:
             with self.ledger.write(self.queue, None) as tx:
-                tx.execute(insert(event).values(drain=self.id, at=clock.now(), stage=stage, level=level, text=said, data=json.dumps(data, default=str)))
+                tx.execute(
+                    insert(event).values(
+                        drain=self.id,
+                        at=clock.now(),
+                        stage=stage,
+                        level=level,
+                        text=said,
+                        data=json.dumps(data, default=str),
+                    )
+                )
 
     def noted(self, stage: str) -> dict[str, Any] | None:
         """The data of the newest line a stage wrote, None where it wrote none."""
         with self.ledger.read() as tx:
             found = tx.execute(
-                select(event.c.data).where(event.c.drain == self.id, event.c.stage == stage).order_by(event.c.id.desc()).limit(1)
+                select(event.c.data)
+                .where(event.c.drain == self.id, event.c.stage == stage)
+                .order_by(event.c.id.desc())
+                .limit(1)
             ).scalar()
         return json.loads(found) if found is not None else None
 
@@ -150,13 +202,20 @@ class Drain:
         with self.ledger.read() as tx:
             return int(
                 tx.execute(
-                    select(func.count()).select_from(entry).where(entry.c.queue == self.queue, entry.c.settled_drain.is_(None))
+                    select(func.count())
+                    .select_from(entry)
+                    .where(entry.c.queue == self.queue, entry.c.settled_drain.is_(None))
                 ).scalar_one()
             )
 
 
 def open_drain(
-    config: QueueConfig, *, run_id: str, kind: str = "drain", connections: Connections, lease_s: float = LEASE_S
+    config: QueueConfig,
+    *,
+    run_id: str,
+    kind: str = "drain",
+    connections: Connections,
+    lease_s: float = LEASE_S,
 ) -> Drain:
     """Take the queue's lease, see that the world is as the ledger remembers it, and finish what earlier holders left.
 
@@ -181,7 +240,15 @@ def open_drain(
             f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from an older backup. "
             "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
         )
-    epoch = lease.acquire(ledger, config.name, identity, run_id=run_id, kind=kind, seconds=lease_s, config=config.model_dump_json())
+    epoch = lease.acquire(
+        ledger,
+        config.name,
+        identity,
+        run_id=run_id,
+        kind=kind,
+        seconds=lease_s,
+        config=config.model_dump_json(),
+    )
     drain = Drain(identity, config, ledger, connections, epoch=epoch, kind=kind)
     try:
         archive.claim_epoch(epoch, ledger.id, identity)
@@ -195,7 +262,10 @@ def open_drain(
             drain.note("open_drain", finding, level="warning")
         orphans = custody.register_orphans(ledger, archive, config.name, epoch)
         if orphans:
-            drain.note("open_drain", f"{orphans} segment(s) without rows, left by a crash, were registered; their entries are read again")
+            drain.note(
+                "open_drain",
+                f"{orphans} segment(s) without rows, left by a crash, were registered; their entries are read again",
+            )
         finish_earlier(drain)
     except BaseException:
         lease.release(ledger, config.name, identity, epoch, "refused")
@@ -206,7 +276,9 @@ def open_drain(
 
 def dry(config: QueueConfig, *, run_id: str, connections: Connections) -> Drain:
     """A drain that holds no lease and changes nothing: for dry runs, samples and looks."""
-    return Drain(drain_id(config.name, run_id), config, Ledger.open(config.ledger), connections, epoch=-1, dry_run=True)
+    return Drain(
+        drain_id(config.name, run_id), config, Ledger.open(config.ledger), connections, epoch=-1, dry_run=True
+    )
 
 
 def _epoch(ledger: Ledger, name: str) -> int:

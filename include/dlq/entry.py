@@ -10,6 +10,9 @@ import msgspec
 Headers = tuple[tuple[str, bytes | None], ...]
 """Headers in their order, repeats and nulls kept."""
 
+FLAWS = ("unrepresentable_headers",)
+"""What a client can fail to represent of a record; why such an entry is open, and is never replayed as it is."""
+
 
 class Record(msgspec.Struct, gc=False):
     """One dead letter as the queue gave it, byte for byte.

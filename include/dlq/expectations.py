@@ -25,7 +25,12 @@ class Expectations:
     def __enter__(self) -> Self:
         quiet = {**os.environ, "GX_ANALYTICS_ENABLED": "false", "TQDM_DISABLE": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dlq.expectations"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet
+            [sys.executable, "-m", "dlq.expectations"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=quiet,
         )
         return self
 
@@ -39,9 +44,13 @@ class Expectations:
         try:
             out, err = self._process.communicate(json.dumps(frames), timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise DlqError(f"Great Expectations did not answer in {_TIMEOUT_S} s; clear verify_conservation to try again") from None
+            raise DlqError(
+                f"Great Expectations did not answer in {_TIMEOUT_S} s; clear verify_conservation to try again"
+            ) from None
         if self._process.returncode != 0:
-            raise DlqError(f"Great Expectations failed: {err.strip().splitlines()[-1] if err.strip() else 'no message'}; is great-expectations installed?")
+            raise DlqError(
+                f"Great Expectations failed: {err.strip().splitlines()[-1] if err.strip() else 'no message'}; is great-expectations installed?"
+            )
         found: list[dict[str, Any]] = json.loads(out)
         return found
 
@@ -53,23 +62,52 @@ def _suites() -> dict[str, list[Any]]:
 
     return {
         "accounts": [
-            gxe.ExpectColumnValuesToBeBetween(column="balance", min_value=0, max_value=0, description="before + taken = settled + unsettled"),
-            gxe.ExpectColumnValuesToBeBetween(column="broken_laws", min_value=0, max_value=0, description="no witness contradicts the ledger"),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="balance", min_value=0, max_value=0, description="before + taken = settled + unsettled"
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="broken_laws",
+                min_value=0,
+                max_value=0,
+                description="no witness contradicts the ledger",
+            ),
         ],
         "ranges": [
-            gxe.ExpectColumnValuesToBeBetween(column="short_of_cutoff", min_value=0, max_value=0, description="every partition was read to its cut-off"),
-            gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="to_pos", column_B="from_pos", or_equal=True, description="no position went back"),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="short_of_cutoff",
+                min_value=0,
+                max_value=0,
+                description="every partition was read to its cut-off",
+            ),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="to_pos", column_B="from_pos", or_equal=True, description="no position went back"
+            ),
         ],
         "jobs": [
-            gxe.ExpectColumnPairValuesToBeEqual(column_A="sent", column_B="delivered", description="each replay settled as sent is once on the target"),
-            gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="size", column_B="cursor", or_equal=True, description="no cursor passed its job's end"),
+            gxe.ExpectColumnPairValuesToBeEqual(
+                column_A="sent",
+                column_B="delivered",
+                description="each replay settled as sent is once on the target",
+            ),
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+                column_A="size",
+                column_B="cursor",
+                or_equal=True,
+                description="no cursor passed its job's end",
+            ),
         ],
         "open": [
-            gxe.ExpectColumnValuesToBeInSet(column="state", value_set=[s for s in UNSETTLED if s in ("open", "ambiguous")], description="nothing is planned or being sent"),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="state",
+                value_set=[s for s in UNSETTLED if s in ("open", "ambiguous")],
+                description="nothing is planned or being sent",
+            ),
             gxe.ExpectColumnValuesToNotBeNull(column="owner", description="every open entry has an owner"),
-            gxe.ExpectColumnValuesToNotBeInSet(column="reason", value_set=["new", ""], description="every open entry says why"),
+            gxe.ExpectColumnValuesToNotBeInSet(
+                column="reason", value_set=["new", ""], description="every open entry says why"
+            ),
         ],
-    }  # fmt: skip
+    }
 
 
 def _check(frames: Frames) -> list[dict[str, Any]]:
@@ -84,15 +122,23 @@ def _check(frames: Frames) -> list[dict[str, Any]]:
         rows = frames.get(name, [])
         if not rows:
             continue
-        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all").get_batch({"dataframe": pd.DataFrame(rows)})
+        batch = (
+            source.add_dataframe_asset(name)
+            .add_batch_definition_whole_dataframe("all")
+            .get_batch({"dataframe": pd.DataFrame(rows)})
+        )
         for expectation in suite:
             result = batch.validate(expectation)
             told.append(
                 {
-                    "frame": name, "expectation": expectation.description, "success": bool(result.success),
-                    "found": str(result.result.get("partial_unexpected_list", ""))[:200] if not result.success else "",
+                    "frame": name,
+                    "expectation": expectation.description,
+                    "success": bool(result.success),
+                    "found": str(result.result.get("partial_unexpected_list", ""))[:200]
+                    if not result.success
+                    else "",
                 }
-            )  # fmt: skip
+            )
     return told
 
 

@@ -28,7 +28,12 @@ def _waiting(drain: Drain) -> dict[str, dict[str, Any]]:
         rows = tx.execute(
             select(grp.c.id, grp.c.component, func.count())
             .join(entry, entry.c.grp == grp.c.id)
-            .where(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.reason == "waiting_for_fix", grp.c.remedy == _REMEDY)
+            .where(
+                entry.c.queue == drain.queue,
+                entry.c.state == "open",
+                entry.c.reason == "waiting_for_fix",
+                grp.c.remedy == _REMEDY,
+            )
             .group_by(grp.c.id, grp.c.component)
         ).all()
     plugins: dict[str, dict[str, Any]] = defaultdict(lambda: {"groups": [], "entries": 0})
@@ -43,10 +48,14 @@ def propose_fix(drain: Drain) -> dict[str, Any]:
     """Which quota, what it is, what was needed, what policy allows. Proposes nothing it has no evidence for."""
     waiting, orchestrator = _waiting(drain), drain.orchestrator
     if orchestrator is None:
-        return _proposal(drain, [], "no orchestrator is configured: quotas are raised by hand, the entries wait")
+        return _proposal(
+            drain, [], "no orchestrator is configured: quotas are raised by hand, the entries wait"
+        )
     try:
         if "quotas" not in orchestrator.capabilities():
-            return _proposal(drain, [], "the orchestrator offers no quotas: they are raised by hand, the entries wait")
+            return _proposal(
+                drain, [], "the orchestrator offers no quotas: they are raised by hand, the entries wait"
+            )
         quotas = {q.plugin: q for q in orchestrator.quotas()}
     except OrchestratorError as error:
         return _proposal(drain, [], f"quotas can't be read: {error}")
@@ -55,7 +64,9 @@ def propose_fix(drain: Drain) -> dict[str, Any]:
     for plugin, work in sorted(waiting.items()):
         quota = quotas.get(plugin)
         if quota is None or quota.peak_need <= quota.limit:
-            left.append(f"{plugin or '(component not named)'}: {'no such quota' if quota is None else 'its quota was never exceeded'}")
+            left.append(
+                f"{plugin or '(component not named)'}: {'no such quota' if quota is None else 'its quota was never exceeded'}"
+            )
             continue
         bound = min(quota.ceiling, policy.ceilings.get(plugin, quota.ceiling))
         proposed = min(bound, math.ceil(quota.peak_need * policy.headroom))
@@ -64,10 +75,17 @@ def propose_fix(drain: Drain) -> dict[str, Any]:
             continue
         fixes.append(
             {
-                "plugin": plugin, "resource": quota.resource, "current": quota.limit, "proposed": int(proposed), "ceiling": quota.ceiling,
-                "peak_need": quota.peak_need, "entries": work["entries"], "groups": work["groups"], "within_policy": plugin in policy.ceilings,
+                "plugin": plugin,
+                "resource": quota.resource,
+                "current": quota.limit,
+                "proposed": int(proposed),
+                "ceiling": quota.ceiling,
+                "peak_need": quota.peak_need,
+                "entries": work["entries"],
+                "groups": work["groups"],
+                "within_policy": plugin in policy.ceilings,
             }
-        )  # fmt: skip
+        )
     return _proposal(drain, fixes, "; ".join(left))
 
 
@@ -80,7 +98,14 @@ def _proposal(drain: Drain, fixes: list[dict[str, Any]], left: str) -> dict[str,
     said = "; ".join(lines) or "nothing can be proposed"
     drain.note("propose_fix", said + (f". Left: {left}" if left else ""), fixes=fixes, hash=digest)
     within = bool(fixes) and all(f["within_policy"] for f in fixes)
-    return {"fixes": fixes, "hash": digest, "summary": "\n".join(f"- {line}" for line in lines), "said": said, "left": left, "within_policy": within}
+    return {
+        "fixes": fixes,
+        "hash": digest,
+        "summary": "\n".join(f"- {line}" for line in lines),
+        "said": said,
+        "left": left,
+        "within_policy": within,
+    }
 
 
 def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]:
@@ -90,13 +115,17 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     """
     proposal = drain.noted("propose_fix") or {}
     if proposal.get("hash") != digest:
-        raise Refused(f"the proposal changed since it was approved ({digest[:12]}): clear propose_fix with its downstream and look again")
+        raise Refused(
+            f"the proposal changed since it was approved ({digest[:12]}): clear propose_fix with its downstream and look again"
+        )
     orchestrator = drain.orchestrator
     if not proposal["fixes"] or orchestrator is None or drain.dry_run:
         return {"applied": [], "said": "nothing to apply"}
     applied = []
     for fix in proposal["fixes"]:
-        quota = orchestrator.set_quota(fix["plugin"], fix["proposed"], f"{drain.id}:{digest[:16]}:{fix['plugin']}")
+        quota = orchestrator.set_quota(
+            fix["plugin"], fix["proposed"], f"{drain.id}:{digest[:16]}:{fix['plugin']}"
+        )
         applied.append({**fix, "now": quota.limit})
     said = "; ".join(f"{a['plugin']}.{a['resource']} is {a['now']} (was {a['current']})" for a in applied)
     drain.note("apply_fix", said, applied=applied, decision=decision)
@@ -112,22 +141,43 @@ def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
     freed, rolled_back, said = 0, [], []
     for fix in applied:
         ours = and_(entry.c.reason == "waiting_for_fix", entry.c.grp.in_(fix["groups"]))
-        first = select(entry.c.id).where(planning.sendable(drain), ours).order_by(entry.c.id).limit(sum(CANARY))
+        first = (
+            select(entry.c.id).where(planning.sendable(drain), ours).order_by(entry.c.id).limit(sum(CANARY))
+        )
         with drain.ledger.read() as tx:
             ids = list(tx.execute(first).scalars())
         ran = replay_now(
-            drain, f"canary_fix:{fix['plugin']}", and_(planning.sendable(drain), entry.c.id.in_(ids)), who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
-            saw=f"{fix['plugin']} at {fix['proposed']}", deadline=deadline,
-        )  # fmt: skip
+            drain,
+            f"canary_fix:{fix['plugin']}",
+            and_(planning.sendable(drain), entry.c.id.in_(ids)),
+            who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
+            saw=f"{fix['plugin']} at {fix['proposed']}",
+            deadline=deadline,
+        )
         if ran and all(r.ended == "done" for r in ran):
             n = ready_now(drain, ours, "fixed")
             freed += n
-            said.append(f"{fix['plugin']}: canary of {sum(r.sent for r in ran)} passed, {n} more are free to be replayed")
+            said.append(
+                f"{fix['plugin']}: canary of {sum(r.sent for r in ran)} passed, {n} more are free to be replayed"
+            )
             continue
         rolled_back.append(fix["plugin"])
         said.append(f"{fix['plugin']}: the canary failed; {_roll_back(drain, fix)}")
-        ready_now(drain, and_(entry.c.reason.in_(("waiting_for_fix", "canary_failed", "gate_failed")), entry.c.grp.in_(fix["groups"])), "fix_failed")
-    drain.note("canary_fix", "; ".join(said), level="warning" if rolled_back else "info", rolled_back=rolled_back, freed=freed)
+        ready_now(
+            drain,
+            and_(
+                entry.c.reason.in_(("waiting_for_fix", "canary_failed", "gate_failed")),
+                entry.c.grp.in_(fix["groups"]),
+            ),
+            "fix_failed",
+        )
+    drain.note(
+        "canary_fix",
+        "; ".join(said),
+        level="warning" if rolled_back else "info",
+        rolled_back=rolled_back,
+        freed=freed,
+    )
     return {"passed": not rolled_back, "rolled_back": rolled_back, "freed": freed, "said": "; ".join(said)}
 
 

@@ -30,7 +30,9 @@ def verify_golden_flows(drain: Drain) -> dict[str, Any]:
     drain.phase("verify")
     result = _run(drain, "verify_golden_flows")
     before = {f["flow"]: f["passed"] for f in (drain.noted("baseline") or {}).get("flows", [])}
-    result["broken_before"] = sorted(f["flow"] for f in result["flows"] if not f["passed"] and before.get(f["flow"]) is False)
+    result["broken_before"] = sorted(
+        f["flow"] for f in result["flows"] if not f["passed"] and before.get(f["flow"]) is False
+    )
     return result
 
 
@@ -48,9 +50,19 @@ def _run(drain: Drain, stage: str) -> dict[str, Any]:
     except OrchestratorError as error:
         drain.note(stage, f"golden flows could not be run: {error}", level="error", passed=False, flows=[])
         return {"passed": False, "flows": [], "said": str(error)}
-    told = [{"flow": r.flow, "passed": r.passed, "seconds": round(r.seconds, 2), "differences": list(r.differences)} for r in results]
+    told = [
+        {
+            "flow": r.flow,
+            "passed": r.passed,
+            "seconds": round(r.seconds, 2),
+            "differences": list(r.differences),
+        }
+        for r in results
+    ]
     passed = all(r.passed for r in results)
     broken = "; ".join(d for r in results for d in r.differences)
-    said = f"{sum(r.passed for r in results)} of {len(results)} golden flows are green" + (f": {broken}" if broken else "")
+    said = f"{sum(r.passed for r in results)} of {len(results)} golden flows are green" + (
+        f": {broken}" if broken else ""
+    )
     drain.note(stage, said, level="info" if passed else "error", passed=passed, flows=told)
     return {"passed": passed, "flows": told, "said": said}

@@ -147,7 +147,7 @@ class _GoldenRun:
         elif late:
             done = ", ".join(step.name for step in state.steps) if state else ""
             self._end(
-                f"{self._flow.name}: not done within {self._flow.deadline:g} s (steps done: {done or 'none'}); "
+                f"{self._flow.name}: not done in {self._flow.deadline:g} s, steps done: {done or 'none'}; "
                 "is the orchestrator consuming its origin topic?"
             )
 

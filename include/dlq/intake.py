@@ -95,7 +95,11 @@ class Intake:
                 pending: Future[None] | None = None
                 while time.monotonic() - began < deadline_s:
                     batch = reading.read(MAX_ENTRIES, MAX_BYTES, MAX_SECONDS)
-                    prepared = self._prepare(batch) if batch is not None and (batch.records or batch.ranges) else None
+                    prepared = (
+                        self._prepare(batch)
+                        if batch is not None and (batch.records or batch.ranges)
+                        else None
+                    )
                     if pending is not None:
                         pending.result()
                         if progress is not None:
@@ -137,7 +141,9 @@ class Intake:
             groups.append(group)
         return _Prepared(batch, understood, groups)
 
-    def _commit(self, reading: Pass, source: int, rounds: dict[int, int], prepared: _Prepared, done: Taken) -> None:
+    def _commit(
+        self, reading: Pass, source: int, rounds: dict[int, int], prepared: _Prepared, done: Taken
+    ) -> None:
         """Segment, then rows and position in one transaction, then the queue: a crash between any two repeats safely."""
         drain, batch = self._drain, prepared.batch
         custody.group_ids(drain.ledger, drain.queue, drain.epoch, prepared.groups, self._known)
@@ -145,9 +151,13 @@ class Intake:
         if batch.records:
             table = segment_table(batch.records, prepared.understood, prepared.groups)
             about = {
-                "queue": drain.queue, "source": drain.source.uri, "drain": drain.id, "epoch": drain.epoch, "ledger": drain.ledger.id,
+                "queue": drain.queue,
+                "source": drain.source.uri,
+                "drain": drain.id,
+                "epoch": drain.epoch,
+                "ledger": drain.ledger.id,
                 "ranges": [[r.part, r.from_pos, r.to_pos] for r in batch.ranges],
-            }  # fmt: skip
+            }
             written = drain.archive.write(f"segments/{drain.id}", table, about)
         shas = [payload_sha(r.key, r.value) for r in batch.records]
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -157,7 +167,11 @@ class Intake:
                 returns = self._returns(tx, prepared)
                 rows = self._rows(prepared, shas, source, segment, returns)
                 new = custody.add_entries(tx, rows)
-                came_back = {s.entry for n, s in returns.items() if s.payload_sha == shas[n] and s.state != "handed_back"}
+                came_back = {
+                    s.entry
+                    for n, s in returns.items()
+                    if s.payload_sha == shas[n] and s.state != "handed_back"
+                }
                 custody.mark_returned(tx, sorted(came_back))
                 done.returns += len(came_back)
             again = len(batch.records) - new
@@ -175,9 +189,10 @@ class Intake:
         if not self._spans:
             return returns
         places = {
-            number: place for number, what in enumerate(prepared.understood)
+            number: place
+            for number, what in enumerate(prepared.understood)
             if number not in returns and (place := self._replayed_place(what)) is not None
-        }  # fmt: skip
+        }
         by_place = custody.sent_by_place(tx, set(places.values())) if places else {}
         returns.update({number: by_place[place] for number, place in places.items() if place in by_place})
         return returns
@@ -190,7 +205,12 @@ class Intake:
         return (topic, part, pos) if span is not None and span[0] <= pos <= span[1] else None
 
     def _rows(
-        self, prepared: _Prepared, shas: list[str], source: int, segment: int, returns: dict[int, custody.Sent]
+        self,
+        prepared: _Prepared,
+        shas: list[str],
+        source: int,
+        segment: int,
+        returns: dict[int, custody.Sent],
     ) -> list[tuple[Any, ...]]:
         drain, rows, from_ms, first_until = self._drain, [], clock.from_ms, self._first_until
         queue, drain_id, known, allow, fixed = drain.queue, drain.id, self._known, self._allow, self._fixed
@@ -198,7 +218,11 @@ class Intake:
             zip(prepared.batch.records, prepared.understood, prepared.groups, shas, strict=True)
         ):
             return_of, attempts = None, what.retry_count
-            reason = "first_intake" if record.pos is not None and record.pos < first_until.get(record.part, -1) else "new"
+            reason = (
+                "first_intake"
+                if record.pos is not None and record.pos < first_until.get(record.part, -1)
+                else "new"
+            )
             if record.flaw is not None:
                 reason = record.flaw
             elif (original := returns.get(number)) is not None:
@@ -210,14 +234,38 @@ class Intake:
                     reason = "conflict"  # it says it is our replay, but carries something else
             topic = fixed or what.origin_topic
             size = len(record.key or b"") + len(record.value or b"")
-            key_hash = blake2b(record.key, digest_size=8).hexdigest() if self._keyed and record.key is not None else None
+            key_hash = (
+                blake2b(record.key, digest_size=8).hexdigest()
+                if self._keyed and record.key is not None
+                else None
+            )
             rows.append(
                 (
-                    queue, source, record.part, record.place, record.pos, drain_id, segment, number, sha, size, reason, known[group],
-                    group.owner, topic if topic in allow else None, what.correlation_id, what.trace_id, what.dedupe_key, what.origin,
-                    key_hash, from_ms(what.failed_at_ms), None, attempts, return_of,
+                    queue,
+                    source,
+                    record.part,
+                    record.place,
+                    record.pos,
+                    drain_id,
+                    segment,
+                    number,
+                    sha,
+                    size,
+                    reason,
+                    known[group],
+                    group.owner,
+                    topic if topic in allow else None,
+                    what.correlation_id,
+                    what.trace_id,
+                    what.dedupe_key,
+                    what.origin,
+                    key_hash,
+                    from_ms(what.failed_at_ms),
+                    None,
+                    attempts,
+                    return_of,
                 )
-            )  # fmt: skip
+            )
         return rows
 
 
@@ -236,7 +284,9 @@ def _claims(records: Sequence[Record]) -> dict[int, tuple[str, int]]:
     return claims
 
 
-def take_custody(drain: Drain, deadline_s: float, progress: Progress | None = None, parts: Sequence[int] | None = None) -> dict[str, Any]:
+def take_custody(
+    drain: Drain, deadline_s: float, progress: Progress | None = None, parts: Sequence[int] | None = None
+) -> dict[str, Any]:
     """The stage: everything the queue holds now, up to its cut-off, into custody."""
     if drain.dry_run:
         depth = drain.depth()
@@ -244,7 +294,18 @@ def take_custody(drain: Drain, deadline_s: float, progress: Progress | None = No
         return {"taken": 0, "depth": depth.entries}
     drain.phase("take_custody")
     done = Intake(drain, parts).run(deadline_s, progress)
-    data = {"taken": done.taken, "again": done.again, "returns": done.returns, "vanished_max": done.vanished_max,
-            "seconds": round(done.seconds, 3), "reached": done.reached}  # fmt: skip
-    drain.note("take_custody", str(done), level="info" if done.reached and not done.vanished_max else "warning", **data)
+    data = {
+        "taken": done.taken,
+        "again": done.again,
+        "returns": done.returns,
+        "vanished_max": done.vanished_max,
+        "seconds": round(done.seconds, 3),
+        "reached": done.reached,
+    }
+    drain.note(
+        "take_custody",
+        str(done),
+        level="info" if done.reached and not done.vanished_max else "warning",
+        **data,
+    )
     return data

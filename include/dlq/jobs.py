@@ -5,30 +5,27 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy import select
 
-from dlq import clock, envelopes
-from dlq.archive import Rows
+from dlq import clock
 from dlq.drain import Drain
-from dlq.entry import Headers
-from dlq.errors import ArchiveError, Fenced, TargetError
+from dlq.errors import Fenced, TargetError
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Item
 from dlq.ledger.schema import queue as queues
+from dlq.outbox import Outbox
 from dlq.pace import Rate
 from dlq.ports import Delivered, Output, Unproducible, Writer
 
-MAX_RECORDS, MAX_BYTES = 1_000, 8 << 20
-"""A transaction's bounds: an open one stalls every read_committed consumer of the target (RULES, Kafka 10)."""
+MAX_RECORDS = 1_000
+"""A transaction's records (RULES, Kafka 10); its bytes are bound by the outbox."""
 
-_SEGMENTS = 8  # decoded segments kept: a plan in order of intake reads each once
 _TRIES = 3
 
 
@@ -46,18 +43,21 @@ class JobRun:
         self._drain = drain
         self._records = records
         self._token = uuid.uuid4().hex
-        self._segments: OrderedDict[int, Rows] = OrderedDict()
-        self._rate = Rate(drain.config.limits.rate / max(1, drain.config.limits.jobs) if drain.config.limits.rate else None)
+        self._rate = Rate(
+            drain.config.limits.rate / max(1, drain.config.limits.jobs) if drain.config.limits.rate else None
+        )
         self._per_key = drain.config.target.ordering == "per_key"
         self._open = ExitStack()
         with drain.ledger.read() as tx:
             self.job = ledger.get(tx, job_id)
+        self._target = drain.target_of(self.job.kind)
+        self._outbox = Outbox(drain, self.job)
         self.cursor = self.job.cursor
         self.skipped = 0
 
     def __enter__(self) -> Self:
-        self._pool = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="dlq-commit"))
         self._writers = self._open.enter_context(ExitStack())
+        self._pool = self._open.enter_context(ThreadPoolExecutor(2, thread_name_prefix="dlq-job"))
         try:
             self._reopen(fresh=True)
         except BaseException:
@@ -65,7 +65,9 @@ class JobRun:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._open.__exit__(kind, error, trace)
 
     def _reopen(self, *, fresh: bool = False) -> None:
@@ -74,15 +76,17 @@ class JobRun:
         ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=fresh)
         self._writers.close()
         about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
-        self._writer: Writer = self._writers.enter_context(drain.target.writer(job.id, job.target, about))
+        self._writer: Writer = self._writers.enter_context(self._target.writer(job.id, job.target, about))
         with drain.ledger.read() as tx:
             job = self.job = ledger.get(tx, job.id)
         found = self._writer.cursor()
         if found is None and job.state == "running":
             n = ledger.doubt(drain.ledger, drain.queue, drain.epoch, job.id)
-            raise CursorLost(f"job {job.id}: the target keeps no cursor of it; {n} entries are in doubt and wait for a person (`dlq explain`, review)")
+            raise CursorLost(
+                f"job {job.id}: the target keeps no cursor of it; {n} entries are in doubt and wait for a person (`dlq explain`, review)"
+            )
         if job.target_from is None:
-            ledger.mark_from(drain.ledger, drain.queue, drain.epoch, job.id, drain.target.ends(job.target))
+            ledger.mark_from(drain.ledger, drain.queue, drain.epoch, job.id, self._target.ends(job.target))
         if found is None:
             self._writer.send([], 0)
         if job.state != "running":
@@ -99,8 +103,12 @@ class JobRun:
     def _find_deliveries(self) -> None:
         """After a crash between the target's commit and ours: find where the last outputs went by our header."""
         start = {int(p): o for p, o in (self.job.target_from or {}).items()}
-        for page in self._drain.target.delivered(self.job.target, start):
-            ours = [Delivered(ordinal, part, pos) for job, ordinal, part, pos in page if job == self.job.id and ordinal < self.cursor]
+        for page in self._target.delivered(self.job.target, start):
+            ours = [
+                Delivered(ordinal, part, pos)
+                for job, ordinal, part, pos in page
+                if job == self.job.id and ordinal < self.cursor
+            ]
             if ours:
                 with self._drain.ledger.write(self._drain.queue, self._drain.epoch) as tx:
                     ledger.add_deliveries(tx, self.job.id, ours, clock.now())
@@ -135,27 +143,41 @@ class JobRun:
         return self.cursor
 
     def _send_some(self, until: int, deadline: float) -> None:
+        """Transactions up to ``until``. While the target commits one, the ledger settles the one before and the next
+        one's records are read; a crash anywhere between is mended by the target's cursor."""
+        settling: Future[None] | None = None
         chunk, outputs = self._next(self.cursor, until)
-        while True:
-            if not chunk:
-                self._pass(until)
-                return
-            cursor = chunk[-1].ordinal + 1
-            self._rate.wait(len(chunk))
-            try:
+        try:
+            while chunk:
+                cursor = chunk[-1].ordinal + 1
+                self._rate.wait(len(chunk))
                 self._writer.produce(outputs)
                 commit = self._pool.submit(self._writer.commit, cursor)
-                ahead = self._next(cursor, until) if cursor < until else ([], [])
-                delivered = commit.result()
-            except Unproducible as fault:
-                self._reopen()
-                self._isolate(chunk, outputs, fault)
-                return
-            self._settle(cursor, delivered)
-            self.cursor = cursor
-            if cursor >= until or time.monotonic() >= deadline or self._paused():
-                return
-            chunk, outputs = ahead
+                try:
+                    ahead = self._next(cursor, until)
+                finally:
+                    delivered = commit.result()
+                if settling is not None:
+                    settling.result()
+                settling = self._pool.submit(self._settle, cursor, delivered)
+                self.cursor = cursor
+                if time.monotonic() >= deadline or self._paused():
+                    return
+                chunk, outputs = ahead
+        except Unproducible as fault:
+            self._wait(settling)
+            settling = None
+            self._reopen()
+            self._isolate(chunk, outputs, fault)
+            return
+        finally:
+            self._wait(settling)
+        if self.cursor < until:
+            self._pass(until)
+
+    def _wait(self, settling: Future[None] | None) -> None:
+        if settling is not None:
+            settling.result()
 
     def _pass(self, until: int) -> None:
         """Nothing is left to send before ``until`` (all of it was skipped): move the cursor past it."""
@@ -166,9 +188,7 @@ class JobRun:
     def _isolate(self, chunk: Sequence[Item], outputs: Sequence[Output], fault: Unproducible) -> None:
         """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor may pass it."""
         if len(chunk) == 1:
-            drain = self._drain
-            with drain.ledger.write(drain.queue, drain.epoch) as tx:
-                self.skipped += ledger.skip(tx, self.job.id, chunk[0], fault.reason, per_key=self._per_key)
+            self._skip(chunk[0], fault.reason)
             return
         half = len(chunk) // 2
         for some, out in ((chunk[:half], outputs[:half]), (chunk[half:], outputs[half:])):
@@ -183,62 +203,28 @@ class JobRun:
             self.cursor = cursor
 
     def _next(self, first: int, until: int) -> tuple[list[Item], list[Output]]:
-        """The next transaction's lines and outputs, within its bounds."""
-        with self._drain.ledger.read() as tx:
-            items = ledger.items(tx, self.job.id, first, min(self._rate.room(self._records), until - first))
-            missing = [s for s in dict.fromkeys(i.segment for i in items) if s not in self._segments]
-            uris = ledger.segment_uris(tx, missing)
-        items = [i for i in items if i.ordinal < until]
-        outputs: list[Output] = []
-        size = 0
-        for item in items:
-            output = self._output(item, uris)
-            size += len(output.key or b"") + len(output.value or b"")
-            if outputs and size > MAX_BYTES:
-                break
-            outputs.append(output)
-        return items[: len(outputs)], outputs
+        """The next transaction's lines and outputs; what is broken in the archive is left out, written down first."""
+        while True:
+            items, outputs, broken = self._outbox.next(first, until, self._rate.room(self._records))
+            if not broken:
+                return items, outputs
+            for item in broken:
+                self._skip(item, "archive_broken")
 
-    def _output(self, item: Item, uris: dict[int, tuple[str, str]]) -> Output:
-        rows = self._segments.get(item.segment)
-        if rows is None:
-            uri = uris.get(item.segment)
-            if uri is None:
-                with self._drain.ledger.read() as tx:
-                    uri = ledger.segment_uris(tx, [item.segment])[item.segment]
-            rows = Rows(self._drain.archive.read(uri[0]))
-            self._segments[item.segment] = rows
-            if len(self._segments) > _SEGMENTS:
-                self._segments.popitem(last=False)
-        if rows.payload_sha(item.row_no) != item.payload_sha:
-            raise ArchiveError(f"{item.ref}: the archive's bytes are not those of the plan; nothing of this batch was sent. Restore the archive from a backup")
-        stored = rows[item.row_no]
-        if self.job.kind == "hand_back":
-            return Output(item.ordinal, stored.key, stored.value, (*stored.headers, *self._ours(item, stored.timestamp_ms)), stored.timestamp_ms, stored.part)
-        headers = (*envelopes.strip(stored.headers), *self._ours(item, stored.timestamp_ms))
-        return Output(item.ordinal, stored.key, stored.value, headers, stored.timestamp_ms, _origin_partition(item.origin))
-
-    def _ours(self, item: Item, timestamp_ms: int | None) -> Headers:
-        return (
-            ("dlq-drain", self._drain.id.encode()),
-            ("dlq-job", self.job.id.encode()),
-            ("dlq-ordinal", b"%d" % item.ordinal),
-            ("dlq-entry", item.ref.encode()),
-            ("dlq-key", item.idem_key.encode()),
-            ("dlq-retry-count", b"%d" % (item.attempts + 1)),
-            ("dlq-original-timestamp", b"%d" % (timestamp_ms or 0)),
-        )
+    def _skip(self, item: Item, reason: str) -> None:
+        drain = self._drain
+        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            self.skipped += ledger.skip(tx, self.job.id, item, reason, per_key=self._per_key)
 
     def _paused(self) -> bool:
         with self._drain.ledger.read() as tx:
-            return tx.execute(select(queues.c.paused_by).where(queues.c.name == self._drain.queue)).scalar() is not None
+            return (
+                tx.execute(select(queues.c.paused_by).where(queues.c.name == self._drain.queue)).scalar()
+                is not None
+            )
 
     def close(self, ended: str, rest: str) -> int:
         """End the job; what was not sent is open again. Returns how many that were."""
-        return ledger.close(self._drain.ledger, self._drain.queue, self._drain.epoch, self.job.id, ended, rest)
-
-
-def _origin_partition(origin: str | None) -> int | None:
-    """The partition in ``topic/partition/offset@group``; a topic holds no slash."""
-    parts = origin.split("/", 2) if origin else []
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
+        return ledger.close(
+            self._drain.ledger, self._drain.queue, self._drain.epoch, self.job.id, ended, rest
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +30,16 @@ _FORCED_CONSUMER = {
     "check.crcs": True,
 }
 _FORCED_PRODUCER = {"acks": "all", "enable.idempotence": True, "compression.type": "lz4"}
-_OURS = {*_FORCED_CONSUMER, *_FORCED_PRODUCER, "group.id", "transactional.id", "partitioner", "transaction.timeout.ms"}
+_OURS = {
+    *_FORCED_CONSUMER,
+    *_FORCED_PRODUCER,
+    "group.id",
+    "transactional.id",
+    "partitioner",
+    "transaction.timeout.ms",
+}
 _OURS -= {"compression.type"}
+_COORDINATOR = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
 
 
 def transport(connection: Connection) -> dict[str, Any]:
@@ -40,9 +49,13 @@ def transport(connection: Connection) -> dict[str, Any]:
     """
     extra = dict(connection.extra)
     for key in sorted(_OURS & extra.keys()):
-        raise ConfigError(f"Connection {connection.id}: remove {key!r} from its extra; the drain sets it, another value could lose or double entries")
+        raise ConfigError(
+            f"Connection {connection.id}: remove {key!r} from its extra; the drain sets it, another value could lose or double entries"
+        )
     if not extra.get("bootstrap.servers"):
-        raise ConfigError(f'Connection {connection.id}: its extra needs "bootstrap.servers", for example {{"bootstrap.servers": "broker:9092"}}')
+        raise ConfigError(
+            f'Connection {connection.id}: its extra needs "bootstrap.servers", for example {{"bootstrap.servers": "broker:9092"}}'
+        )
     return extra
 
 
@@ -52,7 +65,13 @@ def admin(connection: Connection) -> AdminClient:
 
 def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:
     """A consumer that is only ever assigned, never subscribed: ``group`` is where its offsets are kept."""
-    config = {"queued.max.messages.kbytes": 32768, **transport(connection), **_FORCED_CONSUMER, "group.id": group, **settings}
+    config = {
+        "queued.max.messages.kbytes": 32768,
+        **transport(connection),
+        **_FORCED_CONSUMER,
+        "group.id": group,
+        **settings,
+    }
     return Consumer(config, logger=_QUIET)
 
 
@@ -64,7 +83,9 @@ def cluster_id(client: AdminClient) -> str:
     try:
         found = client.describe_cluster(request_timeout=TIMEOUT_S).result(TIMEOUT_S).cluster_id
     except (KafkaException, TimeoutError) as error:
-        raise SourceError(f"Kafka can't be reached: {reason(error)}; is the broker up and the Connection right?") from error
+        raise SourceError(
+            f"Kafka can't be reached: {reason(error)}; is the broker up and the Connection right?"
+        ) from error
     if not found:
         raise SourceError("the Kafka cluster tells no id; a drain needs one to name its entries")
     return str(found)
@@ -76,15 +97,23 @@ def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
     :raises ConfigError: when it doesn't exist; ``field`` names where it is configured.
     """
     try:
-        described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result(TIMEOUT_S)
+        described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result(
+            TIMEOUT_S
+        )
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise ConfigError(f"{field}: topic {name!r} does not exist on this cluster; create it or name the right one") from None
+            raise ConfigError(
+                f"{field}: topic {name!r} does not exist on this cluster; create it or name the right one"
+            ) from None
         if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            raise ConfigError(f"{field}: no permission to describe topic {name!r}; grant DESCRIBE and READ or WRITE") from None
+            raise ConfigError(
+                f"{field}: no permission to describe topic {name!r}; grant DESCRIBE and READ or WRITE"
+            ) from None
         raise SourceError(f"topic {name!r} can't be described: {reason(error)}") from error
     except TimeoutError as error:
-        raise SourceError(f"topic {name!r} can't be described in {TIMEOUT_S:.0f} s; is the broker up?") from error
+        raise SourceError(
+            f"topic {name!r} can't be described in {TIMEOUT_S:.0f} s; is the broker up?"
+        ) from error
     return str(described.topic_id), sorted(p.id for p in described.partitions)
 
 
@@ -93,7 +122,9 @@ def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple
     found = {}
     for part in parts:
         try:
-            low, high = client.get_watermark_offsets(TopicPartition(name, part), timeout=TIMEOUT_S, cached=False)
+            low, high = client.get_watermark_offsets(
+                TopicPartition(name, part), timeout=TIMEOUT_S, cached=False
+            )
         except KafkaException as error:
             raise SourceError(f"{name}/{part}: offsets can't be read: {reason(error)}") from error
         found[part] = (low, high)
@@ -102,13 +133,22 @@ def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple
 
 def committed(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[int, str | None]]:
     """A group's committed offset and its metadata, for the partitions that have one."""
-    try:
-        found = client.committed([TopicPartition(name, p) for p in parts], timeout=TIMEOUT_S)
-    except KafkaException as error:
-        raise SourceError(f"{name}: committed offsets can't be read: {reason(error)}") from error
+    until = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            found = client.committed([TopicPartition(name, p) for p in parts], timeout=TIMEOUT_S)
+            break
+        except KafkaException as error:
+            # the client does not ask again by itself when a coordinator moved or is loading, as in a cluster's first second
+            if error.args[0].code() in _COORDINATOR and time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            raise SourceError(f"{name}: committed offsets can't be read: {reason(error)}") from error
     for partition in found:
         if partition.error is not None:
-            raise SourceError(f"{name}/{partition.partition}: committed offset can't be read: {partition.error.str()}")
+            raise SourceError(
+                f"{name}/{partition.partition}: committed offset can't be read: {partition.error.str()}"
+            )
     return {p.partition: (p.offset, p.metadata) for p in found if p.offset >= 0}
 
 
@@ -120,4 +160,3 @@ def reason(error: BaseException) -> str:
 
 def positions(mapping: Mapping[int, int], name: str, metadata: str) -> list[TopicPartition]:
     return [TopicPartition(name, part, offset, metadata=metadata) for part, offset in mapping.items()]
-

@@ -18,8 +18,17 @@ def guard_data_loss(drain: Drain) -> dict[str, Any]:
     depth, unsettled, limit = drain.depth().entries, drain.unsettled(), drain.config.limits.dr
     over = depth + unsettled > limit
     said = f"{depth + unsettled} outstanding ({unsettled} in custody, {depth} in the queue), the limit is {limit}"
-    drain.note("guard_data_loss", said + (": the disaster-recovery plan is invoked" if over else ""), level="warning" if over else "info")
-    return {"outstanding": depth + unsettled, "limit": limit, "next": "invoke_dr_plan" if over else "within_limits", "said": said}
+    drain.note(
+        "guard_data_loss",
+        said + (": the disaster-recovery plan is invoked" if over else ""),
+        level="warning" if over else "info",
+    )
+    return {
+        "outstanding": depth + unsettled,
+        "limit": limit,
+        "next": "invoke_dr_plan" if over else "within_limits",
+        "said": said,
+    }
 
 
 def invoke_dr_plan(drain: Drain) -> dict[str, Any]:
@@ -28,26 +37,53 @@ def invoke_dr_plan(drain: Drain) -> dict[str, Any]:
     :raises ArchiveError: when a segment is missing or changed: nothing may be replayed from it.
     """
     if drain.dry_run:
-        return {"verified_segments": 0, "verified_entries": 0, "said": "dry run: the archive would be read back in full"}
+        return {
+            "verified_segments": 0,
+            "verified_entries": 0,
+            "said": "dry run: the archive would be read back in full",
+        }
     drain.phase("invoke_dr_plan")
     with drain.ledger.read() as tx:
-        needed = select(entry.c.segment).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).distinct()
-        segments = tx.execute(select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(needed))).all()
+        needed = (
+            select(entry.c.segment)
+            .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+            .distinct()
+        )
+        segments = tx.execute(
+            select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(needed))
+        ).all()
     verified = 0
     for one in segments:
         table, _ = drain.archive.verified(one.uri, one.sha256)
         rows = Rows(table)
         with drain.ledger.read() as tx:
             expected = tx.execute(
-                select(entry.c.row_no, entry.c.payload_sha).where(entry.c.segment == one.id, entry.c.settled_drain.is_(None))
+                select(entry.c.row_no, entry.c.payload_sha).where(
+                    entry.c.segment == one.id, entry.c.settled_drain.is_(None)
+                )
             ).all()
         for row_no, sha in expected:
             if row_no >= len(rows) or rows.payload_sha(row_no) != sha:
-                raise ArchiveError(f"archive: segment {one.uri}, row {row_no} is not what the ledger says; restore the archive from a backup before any replay")
+                raise ArchiveError(
+                    f"archive: segment {one.uri}, row {row_no} is not what the ledger says; restore the archive from a backup before any replay"
+                )
         verified += len(expected)
     said = f"backup verified: {verified} entries in {len(segments)} segments read back, every sum right"
     delivered, how = notify(
-        drain, f"DLQ {drain.queue}: disaster-recovery plan invoked", f"{drain.unsettled()} entries unsettled. {said}. Restore: dlq restore {drain.queue} --help"
+        drain,
+        f"DLQ {drain.queue}: disaster-recovery plan invoked",
+        f"{drain.unsettled()} entries unsettled. {said}. Restore: dlq restore {drain.queue} --help",
     )
-    drain.note("invoke_dr_plan", f"{said}. Escalation: {how}", level="warning", verified=verified, delivered=delivered)
-    return {"verified_segments": len(segments), "verified_entries": verified, "escalated": delivered, "said": said}
+    drain.note(
+        "invoke_dr_plan",
+        f"{said}. Escalation: {how}",
+        level="warning",
+        verified=verified,
+        delivered=delivered,
+    )
+    return {
+        "verified_segments": len(segments),
+        "verified_entries": verified,
+        "escalated": delivered,
+        "said": said,
+    }

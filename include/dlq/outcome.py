@@ -43,14 +43,20 @@ class Outcomes:
 
     def __init__(self, drain: Drain) -> None:
         self._drain = drain
-        self._orchestrator = drain.orchestrator if drain.orchestrator is not None and "outcome" in drain.orchestrator.capabilities() else None
+        self._orchestrator = (
+            drain.orchestrator
+            if drain.orchestrator is not None and "outcome" in drain.orchestrator.capabilities()
+            else None
+        )
         self._intake = Intake(drain)
 
     def consumed(self, target: str) -> bool:
         """Whether anybody could tell: an orchestrator, or a group that has a position on the target."""
         return self._orchestrator is not None or self._drain.target.progress(target) is not None
 
-    def wait(self, job_id: str, target: str, first: int, last: int, deadline: float, *, share: float = KNOWN) -> Tally:
+    def wait(
+        self, job_id: str, target: str, first: int, last: int, deadline: float, *, share: float = KNOWN
+    ) -> Tally:
         """Wait until ``share`` of the ordinals is known, or the (monotonic) deadline."""
         until = min(deadline, time.monotonic() + self._drain.config.outcome.deadline)
         pause = _POLL_S
@@ -95,7 +101,7 @@ class Outcomes:
         with drain.ledger.read() as tx:
             passed = ledger.passed_below(tx, job_id, first, last, progress)
             awaited = ledger.outcomes(tx, job_id, first, last).get("replayed", 0)
-        if not awaited or passed < KNOWN * (last - first) and time.monotonic() < deadline:
+        if not awaited or (passed < KNOWN * (last - first) and time.monotonic() < deadline):
             return
         # Passed, and no dead letter of it by the end of the grace: then it succeeded.
         time.sleep(drain.config.outcome.grace)

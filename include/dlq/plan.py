@@ -19,7 +19,15 @@ READY = ("ready", "fixed")
 
 _PAGE = 4_000
 _START_WITHIN_S = 3_600.0
-_FIELDS = (entry.c.id, source.c.uri, entry.c.part, entry.c.place, entry.c.segment, entry.c.row_no, entry.c.payload_sha)
+_FIELDS = (
+    entry.c.id,
+    source.c.uri,
+    entry.c.part,
+    entry.c.place,
+    entry.c.segment,
+    entry.c.row_no,
+    entry.c.payload_sha,
+)
 _UNSENT = ("open", "planned", "sending", "ambiguous")
 
 
@@ -53,16 +61,22 @@ def ready(drain: Drain) -> ColumnElement[bool]:
 
 
 def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
-    return and_(other.c.queue == drain.queue, other.c.key_hash == entry.c.key_hash, other.c.settled_drain.is_(None))
+    return and_(
+        other.c.queue == drain.queue, other.c.key_hash == entry.c.key_hash, other.c.settled_drain.is_(None)
+    )
 
 
 def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
     """The jobs of this drain's stage that an earlier try left: a retry goes on with them and makes no new plan."""
     with drain.ledger.read() as tx:
-        return ledger.find(tx, plan.c.drain == drain.id, plan.c.stage == stage, job.c.state.in_(("approved", "running")))
+        return ledger.find(
+            tx, plan.c.drain == drain.id, plan.c.stage == stage, job.c.state.in_(("approved", "running"))
+        )
 
 
-def make(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, canary: bool = True) -> list[ledger.Job]:
+def make(
+    drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, canary: bool = True
+) -> list[ledger.Job]:
     """Plan the entries of ``condition``, canary first, approved by ``who``; returns its jobs, none where there is no entry.
 
     :raises ledger.PlanStale: when an entry changed between plan and lock.
@@ -70,15 +84,21 @@ def make(drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, 
     return make_of(drain, stage, _cuts(drain, condition, canary=canary), who=who, saw=saw)
 
 
-def make_of(drain: Drain, stage: str, cuts: Iterable[Cut], *, who: str, saw: str) -> list[ledger.Job]:
-    """Freeze, approve and lock a plan of exactly these ``cuts``."""
+def make_of(
+    drain: Drain, stage: str, cuts: Iterable[Cut], *, who: str, saw: str, kind: str = "replay"
+) -> list[ledger.Job]:
+    """Freeze, approve and lock a plan of exactly these ``cuts``; ``kind`` is that of the decision."""
     _drop_unapproved(drain, stage)
-    plan_id = ledger.propose(drain.ledger, drain.queue, drain.epoch, drain.id, stage, cuts, expires_s=_START_WITHIN_S)
+    plan_id = ledger.propose(
+        drain.ledger, drain.queue, drain.epoch, drain.id, stage, cuts, expires_s=_START_WITHIN_S
+    )
     if plan_id is None:
         return []
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         digest = ledger.plan_hash(tx, plan_id)
-        decision = ledger.record_decision(tx, drain.queue, who, "replay", plan_id, saw, f"replay plan {digest[:12]}", drain.id)
+        decision = ledger.record_decision(
+            tx, drain.queue, who, kind, plan_id, saw, f"{kind.replace('_', ' ')} plan {digest[:12]}", drain.id
+        )
     ledger.approve(drain.ledger, drain.queue, drain.epoch, plan_id, digest, decision)
     with drain.ledger.read() as tx:
         return ledger.find(tx, job.c.plan == plan_id)
@@ -88,7 +108,12 @@ def _drop_unapproved(drain: Drain, stage: str) -> None:
     """A try that died while it made a plan leaves one that was never approved."""
     with drain.ledger.read() as tx:
         left = tx.execute(
-            select(plan.c.id).where(plan.c.drain == drain.id, plan.c.stage == stage, plan.c.decision.is_(None), plan.c.withdrawn_at.is_(None))
+            select(plan.c.id).where(
+                plan.c.drain == drain.id,
+                plan.c.stage == stage,
+                plan.c.decision.is_(None),
+                plan.c.withdrawn_at.is_(None),
+            )
         ).scalars()
         ids = list(left)
     for plan_id in ids:
@@ -97,15 +122,20 @@ def _drop_unapproved(drain: Drain, stage: str) -> None:
 
 def _cuts(drain: Drain, condition: ColumnElement[bool], *, canary: bool) -> Iterator[Cut]:
     with drain.ledger.read() as tx:
-        targets = [str(t) for t in tx.execute(select(entry.c.target).where(condition).distinct().order_by(entry.c.target)).scalars()]
+        targets = [
+            str(t)
+            for t in tx.execute(
+                select(entry.c.target).where(condition).distinct().order_by(entry.c.target)
+            ).scalars()
+        ]
     for target in targets:
         here = and_(condition, entry.c.target == target)
         first = _canary(drain, here) if canary else []
         if first:
-            yield Cut(target, _by_id(drain, [here, entry.c.id.in_(first)]), canary=True)
+            yield Cut(target, by_id(drain, [here, entry.c.id.in_(first)]), canary=True)
         rest = and_(here, entry.c.id.not_in(first)) if first else here
         for share in _shares(drain, rest):
-            yield Cut(target, _by_id(drain, [rest, *share]))
+            yield Cut(target, by_id(drain, [rest, *share]))
 
 
 def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
@@ -117,7 +147,9 @@ def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
         condition = and_(condition, or_(entry.c.key_hash.is_(None), head))
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:
-        rows = tx.execute(select(entry.c.id, turn.label("turn")).where(condition).order_by("turn", entry.c.id).limit(most))
+        rows = tx.execute(
+            select(entry.c.id, turn.label("turn")).where(condition).order_by("turn", entry.c.id).limit(most)
+        )
         return [int(r.id) for r in rows]
 
 
@@ -135,21 +167,29 @@ def _shares(drain: Drain, condition: ColumnElement[bool]) -> list[list[ColumnEle
     with drain.ledger.read() as tx:
         total = tx.execute(select(func.count()).select_from(entry).where(condition)).scalar_one()
         edges = [
-            tx.execute(select(entry.c.id).where(condition).order_by(entry.c.id).offset(total * n // jobs).limit(1)).scalar() for n in range(1, jobs)
+            tx.execute(
+                select(entry.c.id).where(condition).order_by(entry.c.id).offset(total * n // jobs).limit(1)
+            ).scalar()
+            for n in range(1, jobs)
         ]
     bounds = [0, *[int(e) for e in edges if e is not None]]
     return [
-        [entry.c.id >= low, *([entry.c.id < bounds[n + 1]] if n + 1 < len(bounds) else [])] for n, low in enumerate(bounds)
+        [entry.c.id >= low, *([entry.c.id < bounds[n + 1]] if n + 1 < len(bounds) else [])]
+        for n, low in enumerate(bounds)
     ]
 
 
-def _by_id(drain: Drain, conditions: Sequence[ColumnElement[bool]]) -> Iterator[Sequence[Any]]:
+def by_id(drain: Drain, conditions: Sequence[ColumnElement[bool]]) -> Iterator[Sequence[Any]]:
     """The entries in order of intake, a page at a time, so that a plan of any size fits in memory."""
     last = 0
     while True:
         with drain.ledger.read() as tx:
             page = tx.execute(
-                select(*_FIELDS).join(source, source.c.id == entry.c.source).where(*conditions, entry.c.id > last).order_by(entry.c.id).limit(_PAGE)
+                select(*_FIELDS)
+                .join(source, source.c.id == entry.c.source)
+                .where(*conditions, entry.c.id > last)
+                .order_by(entry.c.id)
+                .limit(_PAGE)
             ).all()
         if not page:
             return
@@ -162,17 +202,39 @@ def block_by_key(drain: Drain) -> int:
     if drain.config.target.ordering != "per_key":
         return 0
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
-        waiting = and_(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.reason.in_(READY), ~ready(drain), entry.c.key_hash.is_not(None))
+        waiting = and_(
+            entry.c.queue == drain.queue,
+            entry.c.state == "open",
+            entry.c.reason.in_(READY),
+            ~ready(drain),
+            entry.c.key_hash.is_not(None),
+        )
         ids = select(entry.c.id).where(waiting)
-        return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason="earlier_entry_of_key")).rowcount)
+        return int(
+            tx.execute(
+                update(entry).where(entry.c.id.in_(ids)).values(reason="earlier_entry_of_key")
+            ).rowcount
+        )
 
 
 def summary(drain: Drain) -> list[dict[str, Any]]:
     """What a replay would take now, by group and target."""
     with drain.ledger.read() as tx:
         rows = tx.execute(
-            select(grp.c.id, grp.c.error_type, grp.c.component, entry.c.target, func.count(), func.min(entry.c.id))
-            .join(grp, grp.c.id == entry.c.grp).where(ready(drain)).group_by(grp.c.id, grp.c.error_type, grp.c.component, entry.c.target)
+            select(
+                grp.c.id,
+                grp.c.error_type,
+                grp.c.component,
+                entry.c.target,
+                func.count(),
+                func.min(entry.c.id),
+            )
+            .join(grp, grp.c.id == entry.c.grp)
+            .where(ready(drain))
+            .group_by(grp.c.id, grp.c.error_type, grp.c.component, entry.c.target)
             .order_by(func.count().desc())
-        )  # fmt: skip
-        return [{"group": r[0], "error_type": r[1], "component": r[2], "target": r[3], "entries": r[4]} for r in rows]
+        )
+        return [
+            {"group": r[0], "error_type": r[1], "component": r[2], "target": r[3], "entries": r[4]}
+            for r in rows
+        ]

@@ -57,11 +57,23 @@ class Depth:
     oldest_ms: int | None = None
 
 
+@dataclass(frozen=True)
+class Echo:
+    """What a queue remembers of a drain: the position it was told, and the ledger (None: not said) and epoch that told it."""
+
+    position: int
+    ledger: str | None
+    epoch: int
+
+
 class Pass(Protocol):
     """One reading of a source from the ledger's positions to a cut-off taken when it was opened."""
 
-    cutoffs: Mapping[int, int]
-    starts: Mapping[int, int]
+    @property
+    def cutoffs(self) -> Mapping[int, int]: ...
+
+    @property
+    def starts(self) -> Mapping[int, int]: ...
 
     def read(self, max_entries: int, max_bytes: int, max_seconds: float) -> Batch | None:
         """The next batch, or None when every partition reached its cut-off.
@@ -92,6 +104,15 @@ class Source(Protocol):
         """Compare the queue's own memory of us (offset, metadata) with the ledger's; returns findings in words.
 
         :raises dlq.errors.Refused: the topic was recreated or truncated, or another or newer ledger was here (law 10).
+        """
+
+    def echoes(self) -> dict[int, Echo]:
+        """By partition, what the queue remembers of us; nothing where it remembers nothing."""
+
+    def remember(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> None:
+        """Tell the queue positions and whose they are, whatever it remembers: for a ledger rebuilt, a source adopted anew.
+
+        :raises dlq.errors.SourceError: when it can't be told.
         """
 
     def first(self) -> dict[int, tuple[int, int]]:
@@ -140,7 +161,9 @@ class Writer(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def cursor(self) -> int | None:
         """How many ordinals are done for good, or None where the target has no memory of this job."""

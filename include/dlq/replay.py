@@ -32,6 +32,9 @@ _REST = {
 }
 """Why what a job didn't send is open again, by how the job ended."""
 
+HAND_BACK_UNFINISHED = "hand_back_unfinished"
+"""Why what a restore did not get to is open again: it was to be handed back, so nobody but a person may replay it."""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -44,7 +47,9 @@ class Ran:
     ended: str
 
     def __str__(self) -> str:
-        success = f"{self.tally.success:.1%} success" if self.tally.success is not None else "no outcome known"
+        success = (
+            f"{self.tally.success:.1%} success" if self.tally.success is not None else "no outcome known"
+        )
         said = f"job {self.job}: {self.sent} sent, {self.tally.confirmed} confirmed, {self.tally.returned} returned, {self.tally.awaited} unconfirmed ({success})"
         if self.skipped:
             said += f", {self.skipped} left out"
@@ -52,9 +57,15 @@ class Ran:
 
     def data(self) -> dict[str, Any]:
         return {
-            "job": self.job, "sent": self.sent, "skipped": self.skipped, "confirmed": self.tally.confirmed, "returned": self.tally.returned,
-            "unconfirmed": self.tally.awaited, "gate": self.tally.success, "ended": self.ended,
-        }  # fmt: skip
+            "job": self.job,
+            "sent": self.sent,
+            "skipped": self.skipped,
+            "confirmed": self.tally.confirmed,
+            "returned": self.tally.returned,
+            "unconfirmed": self.tally.awaited,
+            "gate": self.tally.success,
+            "ended": self.ended,
+        }
 
 
 def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | None = None) -> Ran:
@@ -91,7 +102,11 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
                 ended = "paused"
         ended = ended or "done"
         # The last word on what is still under way, so that the next stage begins with what is known.
-        tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline, share=1.0) if ended == "done" else outcomes.look(job_id, run.job.target, 0, run.cursor, deadline)
+        tally = (
+            outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline, share=1.0)
+            if ended == "done"
+            else outcomes.look(job_id, run.job.target, 0, run.cursor, deadline)
+        )
         run.close(ended, _REST.get(ended, "ready"))
         done = Ran(job_id, run.cursor, run.skipped, tally, ended)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -99,19 +114,37 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     return done
 
 
-def replay_canary(drain: Drain, stage: str, deadline_s: float, progress: Progress | None = None) -> dict[str, Any]:
+def replay_canary(
+    drain: Drain, stage: str, deadline_s: float, progress: Progress | None = None
+) -> dict[str, Any]:
     """Plan what is ready and send the canary: 1, 5, then 20 entries, from every group."""
     if drain.dry_run:
-        return {"plan": None, "hash": None, "gate": None, "passed": True, "jobs": [], "would": planning.summary(drain)}
+        return {
+            "plan": None,
+            "hash": None,
+            "gate": None,
+            "passed": True,
+            "jobs": [],
+            "would": planning.summary(drain),
+        }
     drain.phase(stage)
     jobs = planning.unfinished(drain, stage) or planning.make(
-        drain, stage, planning.ready(drain), who=f"policy:{drain.queue}.yaml@{drain.config.sha}", saw="groups with remedy retry"
+        drain,
+        stage,
+        planning.ready(drain),
+        who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
+        saw="groups with remedy retry",
     )
     if not jobs:
         drain.note(stage, "nothing is ready to be replayed", plan=None)
         return {"plan": None, "hash": None, "gate": None, "passed": True, "jobs": []}
     size = sum(j.size for j in jobs)
-    drain.note(stage, f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to {', '.join(sorted({j.target for j in jobs}))}", plan=jobs[0].plan, entries=size)
+    drain.note(
+        stage,
+        f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to {', '.join(sorted({j.target for j in jobs}))}",
+        plan=jobs[0].plan,
+        entries=size,
+    )
     passed, gate = True, None
     deadline = time.monotonic() + deadline_s
     for one in (j for j in jobs if j.canary):
@@ -132,10 +165,19 @@ def _open(drain: Drain, job_id: str) -> bool:
 
 def _stop(drain: Drain, jobs: Sequence[ledger.Job], ended: str) -> None:
     for one in jobs:
-        ledger.close(drain.ledger, drain.queue, drain.epoch, one.id, "canary_failed", _REST.get(ended if ended != "gate_failed" else "canary_failed", "ready"))
+        ledger.close(
+            drain.ledger,
+            drain.queue,
+            drain.epoch,
+            one.id,
+            "canary_failed",
+            _REST.get(ended if ended != "gate_failed" else "canary_failed", "ready"),
+        )
 
 
-def replay_batches(drain: Drain, job: str, deadline_s: float, progress: Progress | None = None) -> dict[str, Any]:
+def replay_batches(
+    drain: Drain, job: str, deadline_s: float, progress: Progress | None = None
+) -> dict[str, Any]:
     """Send one job of the plan: batches of ``limits.batch``, doubling while it goes well."""
     drain.phase("retry_transient")
     ran = run_job(drain, job, time.monotonic() + deadline_s, progress)
@@ -144,13 +186,27 @@ def replay_batches(drain: Drain, job: str, deadline_s: float, progress: Progress
 
 
 def replay_now(
-    drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, deadline: float, progress: Progress | None = None
+    drain: Drain,
+    stage: str,
+    condition: ColumnElement[bool],
+    *,
+    who: str,
+    saw: str,
+    deadline: float,
+    progress: Progress | None = None,
 ) -> list[Ran]:
     """Plan ``condition`` and run all its jobs, the canary first."""
-    return run_jobs(drain, planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw), deadline, progress)
+    return run_jobs(
+        drain,
+        planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw),
+        deadline,
+        progress,
+    )
 
 
-def run_jobs(drain: Drain, jobs: Sequence[ledger.Job], deadline: float, progress: Progress | None = None) -> list[Ran]:
+def run_jobs(
+    drain: Drain, jobs: Sequence[ledger.Job], deadline: float, progress: Progress | None = None
+) -> list[Ran]:
     """Run jobs one after the other; where a canary stops, the others of its target are closed."""
     done: list[Ran] = []
     stopped: set[str] = set()
@@ -184,13 +240,20 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
         assign(drain)
         _settle_late(drain, deadline)
         with drain.ledger.read() as tx:
-            waiting = tx.execute(select(func.count()).select_from(entry).where(planning.ready(drain))).scalar_one()
+            waiting = tx.execute(
+                select(func.count()).select_from(entry).where(planning.ready(drain))
+            ).scalar_one()
         done = []
         if waiting or planning.unfinished(drain, stage):
             done = replay_now(
-                drain, stage, planning.ready(drain), who=f"policy:{drain.queue}.yaml@{drain.config.sha}", saw="what is ready after fixes", deadline=deadline,
+                drain,
+                stage,
+                planning.ready(drain),
+                who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
+                saw="what is ready after fixes",
+                deadline=deadline,
                 progress=progress,
-            )  # fmt: skip
+            )
         ran.extend(done)
         for one in done:
             drain.note(stage, str(one), level="info" if one.ended == "done" else "warning", **one.data())
@@ -203,11 +266,21 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
     planning.block_by_key(drain)
     depth, outstanding = drain.depth().entries, 0
     outstanding = depth + drain.unsettled()
-    data = {
-        "rounds": rounds, "taken": taken, "replayed": sum(r.sent for r in ran), "confirmed": sum(r.tally.confirmed for r in ran),
-        "returned": sum(r.tally.returned for r in ran), "depth": depth, "outstanding": outstanding, "why_stopped": why,
-    }  # fmt: skip
-    drain.note(stage, f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding {outstanding}; {why}", **data)
+    data: dict[str, Any] = {
+        "rounds": rounds,
+        "taken": taken,
+        "replayed": sum(r.sent for r in ran),
+        "confirmed": sum(r.tally.confirmed for r in ran),
+        "returned": sum(r.tally.returned for r in ran),
+        "depth": depth,
+        "outstanding": outstanding,
+        "why_stopped": why,
+    }
+    drain.note(
+        stage,
+        f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding {outstanding}; {why}",
+        **data,
+    )
     return data
 
 
@@ -229,16 +302,27 @@ def finish_earlier(drain: Drain) -> None:
     with drain.ledger.read() as tx:
         left = ledger.find(tx, job.c.queue == drain.queue, job.c.drain != drain.id, job.c.state != "closed")
         proposed = tx.execute(
-            select(plan.c.id).where(plan.c.queue == drain.queue, plan.c.drain != drain.id, plan.c.decision.is_(None), plan.c.withdrawn_at.is_(None), plan.c.stage != "review")
-        ).scalars()  # fmt: skip
+            select(plan.c.id).where(
+                plan.c.queue == drain.queue,
+                plan.c.drain != drain.id,
+                plan.c.decision.is_(None),
+                plan.c.withdrawn_at.is_(None),
+                plan.c.stage != "review",
+            )
+        ).scalars()
         ids = list(proposed)
     for plan_id in ids:
         ledger.withdraw(drain.ledger, drain.queue, drain.epoch, plan_id)
     for one in (j for j in left if j.state in ("approved", "running")):
         try:
             with JobRun(drain, one.id) as run:
-                freed = run.close("closed by a later drain", "ready")
-                drain.note("open_drain", f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again", level="warning")
+                rest = HAND_BACK_UNFINISHED if one.kind == "hand_back" else "ready"
+                freed = run.close("closed by a later drain", rest)
+                drain.note(
+                    "open_drain",
+                    f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again",
+                    level="warning",
+                )
         except CursorLost as lost:
             drain.note("open_drain", str(lost), level="error")
 
@@ -248,5 +332,3 @@ def ready_now(drain: Drain, condition: ColumnElement[bool], reason: str) -> int:
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         ids = select(entry.c.id).where(and_(entry.c.queue == drain.queue, entry.c.state == "open", condition))
         return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason=reason)).rowcount)
-
-

@@ -25,6 +25,7 @@ __all__ = ["ReportData", "build_report", "render", "summarise", "write_report"]
 
 _HERE = Path(__file__).parent
 _GROUPS, _NOTES = 25, 200
+_SECONDS = {"escalate_after", "window", "budget", "grace", "deadline", "within"}
 
 _REASONS = {
     "new": "not looked at yet",
@@ -144,9 +145,11 @@ def summarise(data: ReportData) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0.4 s``, ``12 s``, ``4 min 05 s``, ``1 h 02 min``; a dash where it is not known."""
+    """``< 0.1 s``, ``0.4 s``, ``12 s``, ``4 min 05 s``, ``1 h 02 min``; a dash where it is not known."""
     if seconds is None:
         return "–"
+    if seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -159,7 +162,7 @@ def duration(seconds: float | None) -> str:
 def _headline(data: ReportData) -> str:
     broken = len(data.proof.laws)
     if data.verdict == "green":
-        return "Green: done, and proven"
+        return "Green: done, and proven" if data.proof.proven else "Green: done"
     if data.verdict != "red":
         return (
             f"Closed: {data.verdict}" if data.verdict else f"Not closed: in {_words(data.phase or 'opened')}"
@@ -233,7 +236,11 @@ def _words(name: str) -> str:
 def _told(value: Any) -> str:
     """A small JSON value in words: ``name: value`` pairs, lists with commas."""
     if isinstance(value, dict):
-        return ", ".join(f"{_words(str(k))} {_told(v)}" for k, v in value.items() if v not in (None, {}, []))
+        return ", ".join(
+            f"{_words(str(k))} {duration(v) if k in _SECONDS else _told(v)}"
+            for k, v in value.items()
+            if v not in (None, {}, [])
+        )
     if isinstance(value, (list, tuple)):
         return ", ".join(_told(v) for v in value)
     if isinstance(value, bool):

@@ -25,25 +25,47 @@ def file_work(drain: Drain) -> list[dict[str, Any]]:
     """See that every open entry that is not about to be replayed has an owner and filed work; returns the work now open."""
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         settled_work = select(work.c.id).where(
-            work.c.queue == drain.queue, work.c.closed_at.is_(None),
+            work.c.queue == drain.queue,
+            work.c.closed_at.is_(None),
             ~select(entry.c.id).where(entry.c.work == work.c.id, entry.c.settled_drain.is_(None)).exists(),
-        )  # fmt: skip
+        )
         closed = list(tx.execute(settled_work).scalars())
         tx.execute(update(work).where(work.c.id.in_(closed)).values(closed_at=clock.now()))
         kinds = tx.execute(
             select(entry.c.grp, entry.c.reason, func.count())
-            .where(entry.c.queue == drain.queue, entry.c.state.in_(_PERSONAL)).group_by(entry.c.grp, entry.c.reason)
-        ).all()  # fmt: skip
+            .where(entry.c.queue == drain.queue, entry.c.state.in_(_PERSONAL))
+            .group_by(entry.c.grp, entry.c.reason)
+        ).all()
         for group, reason, _count in kinds:
             owner = tx.execute(select(grp.c.owner).where(grp.c.id == group)).scalar_one()
             found = tx.execute(
-                select(work.c.id).where(work.c.queue == drain.queue, work.c.grp == group, work.c.reason == reason, work.c.closed_at.is_(None))
+                select(work.c.id).where(
+                    work.c.queue == drain.queue,
+                    work.c.grp == group,
+                    work.c.reason == reason,
+                    work.c.closed_at.is_(None),
+                )
             ).scalar()
             if found is None:
-                values = {"queue": drain.queue, "grp": group, "reason": reason, "owner": owner, "opened_at": clock.now()}
+                values = {
+                    "queue": drain.queue,
+                    "grp": group,
+                    "reason": reason,
+                    "owner": owner,
+                    "opened_at": clock.now(),
+                }
                 found = tx.execute(insert(work).values(**values).returning(work.c.id)).scalar_one()
-            same = and_(entry.c.queue == drain.queue, entry.c.grp == group, entry.c.reason == reason, entry.c.state.in_(_PERSONAL))
-            tx.execute(update(entry).where(same, or_(entry.c.work.is_(None), entry.c.work != found)).values(work=found, owner=owner))
+            same = and_(
+                entry.c.queue == drain.queue,
+                entry.c.grp == group,
+                entry.c.reason == reason,
+                entry.c.state.in_(_PERSONAL),
+            )
+            tx.execute(
+                update(entry)
+                .where(same, or_(entry.c.work.is_(None), entry.c.work != found))
+                .values(work=found, owner=owner)
+            )
     with drain.ledger.read() as tx:
         return open_work(tx, drain.queue)
 
@@ -51,11 +73,21 @@ def file_work(drain: Drain) -> list[dict[str, Any]]:
 def open_work(tx: Connection, queue: str) -> list[dict[str, Any]]:
     """Filed work with how many entries wait in it, largest first."""
     rows = tx.execute(
-        select(work.c.id, work.c.reason, work.c.owner, grp.c.error_type, grp.c.component, grp.c.category, func.count(entry.c.id).label("count"))
-        .join(grp, grp.c.id == work.c.grp).join(entry, and_(entry.c.work == work.c.id, entry.c.state.in_(_PERSONAL)))
+        select(
+            work.c.id,
+            work.c.reason,
+            work.c.owner,
+            grp.c.error_type,
+            grp.c.component,
+            grp.c.category,
+            func.count(entry.c.id).label("count"),
+        )
+        .join(grp, grp.c.id == work.c.grp)
+        .join(entry, and_(entry.c.work == work.c.id, entry.c.state.in_(_PERSONAL)))
         .where(work.c.queue == queue, work.c.closed_at.is_(None))
-        .group_by(work.c.id, work.c.reason, work.c.owner, grp.c.error_type, grp.c.component, grp.c.category).order_by(func.count(entry.c.id).desc())
-    ).mappings()  # fmt: skip
+        .group_by(work.c.id, work.c.reason, work.c.owner, grp.c.error_type, grp.c.component, grp.c.category)
+        .order_by(func.count(entry.c.id).desc())
+    ).mappings()
     return [dict(r) for r in rows]
 
 
@@ -64,7 +96,13 @@ def open_review(drain: Drain) -> dict[str, Any]:
     if drain.dry_run:
         return {"filed": [], "said": "dry run: no work is filed"}
     filed = file_work(drain)
-    said = "; ".join(f"work {w['id']}: {w['count']} x {w['error_type']} ({w['reason'].replace('_', ' ')}) for {w['owner']}" for w in filed[:10]) or "nothing waits for a person"
+    said = (
+        "; ".join(
+            f"work {w['id']}: {w['count']} x {w['error_type']} ({w['reason'].replace('_', ' ')}) for {w['owner']}"
+            for w in filed[:10]
+        )
+        or "nothing waits for a person"
+    )
     drain.note("open_review", said, filed=filed[:50])
     return {"filed": filed[:50], "said": said}
 
@@ -74,32 +112,64 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
     with look.ledger.read() as tx:
         found = [
             {
-                "subject": f"work {w['id']}", "count": w["count"], "reason": w["reason"], "error_type": w["error_type"], "component": w["component"],
-                "owner": w["owner"], "hash": _work_hash(tx, w["id"]), "choices": ["leave", "replay", "discard"],
+                "subject": f"work {w['id']}",
+                "count": w["count"],
+                "reason": w["reason"],
+                "error_type": w["error_type"],
+                "component": w["component"],
+                "owner": w["owner"],
+                "hash": _work_hash(tx, w["id"]),
+                "choices": ["leave", "replay", "discard"],
                 "summary": f"{w['count']} x {w['error_type']} in {w['component']}: {w['reason'].replace('_', ' ')}; owner {w['owner']}",
             }
             for w in open_work(tx, queue)
-        ]  # fmt: skip
-        drafts = tx.execute(
-            select(draft.c.id, draft.c.entry, draft.c.payload_sha, draft.c.who, entry.c.part, entry.c.place, grp.c.error_type, grp.c.component, grp.c.owner)
-            .join(entry, entry.c.id == draft.c.entry).join(grp, grp.c.id == entry.c.grp)
-            .where(entry.c.queue == queue, entry.c.state.in_(_PERSONAL)).order_by(draft.c.id)
-        ).mappings().all()  # fmt: skip
+        ]
+        drafts = (
+            tx.execute(
+                select(
+                    draft.c.id,
+                    draft.c.entry,
+                    draft.c.payload_sha,
+                    draft.c.who,
+                    entry.c.part,
+                    entry.c.place,
+                    grp.c.error_type,
+                    grp.c.component,
+                    grp.c.owner,
+                )
+                .join(entry, entry.c.id == draft.c.entry)
+                .join(grp, grp.c.id == entry.c.grp)
+                .where(entry.c.queue == queue, entry.c.state.in_(_PERSONAL))
+                .order_by(draft.c.id)
+            )
+            .mappings()
+            .all()
+        )
     newest = {d["entry"]: d for d in drafts}
     found.extend(
         {
-            "subject": f"draft {d['id']}", "count": 1, "reason": f"repair of {d['part']}/{d['place']} by {d['who']}", "error_type": d["error_type"],
-            "component": d["component"], "owner": d["owner"], "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]), "choices": ["leave", "replay"],
+            "subject": f"draft {d['id']}",
+            "count": 1,
+            "reason": f"repair of {d['part']}/{d['place']} by {d['who']}",
+            "error_type": d["error_type"],
+            "component": d["component"],
+            "owner": d["owner"],
+            "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]),
+            "choices": ["leave", "replay"],
             "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by {d['who']}, sum {d['payload_sha'][:12]}",
         }
         for d in newest.values()
-    )  # fmt: skip
+    )
     return found
 
 
 def _work_hash(tx: Connection, work_id: int) -> str:
     digest = hashlib.sha256()
-    rows = tx.execute(select(entry.c.id, entry.c.payload_sha).where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL)).order_by(entry.c.id))
+    rows = tx.execute(
+        select(entry.c.id, entry.c.payload_sha)
+        .where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL))
+        .order_by(entry.c.id)
+    )
     for row in rows.yield_per(5000):
         digest.update(f"{row.id} {row.payload_sha}\n".encode())
     return digest.hexdigest()
@@ -109,7 +179,9 @@ def _draft_hash(draft_id: int, entry_id: int, sha: str) -> str:
     return hashlib.sha256(f"draft {draft_id} {entry_id} {sha}".encode()).hexdigest()
 
 
-def apply_review(drain: Drain, choices: Mapping[str, Mapping[str, str]], who: str, deadline_s: float) -> dict[str, Any]:
+def apply_review(
+    drain: Drain, choices: Mapping[str, Mapping[str, str]], who: str, deadline_s: float
+) -> dict[str, Any]:
     """Do what was decided: by a proposal's subject, ``{"choice", "hash"}``.
 
     A subject whose entries are no longer those the person saw is refused, and said so; the others are done.
@@ -127,11 +199,15 @@ def apply_review(drain: Drain, choices: Mapping[str, Mapping[str, str]], who: st
             totals["left"] += offer["count"] if offer else 0
             continue
         if offer is None or offer["hash"] != choice["hash"] or wanted not in offer["choices"]:
-            refused.append(f"{subject}: it changed since it was looked at, or {wanted!r} is no choice; look again")
+            refused.append(
+                f"{subject}: it changed since it was looked at, or {wanted!r} is no choice; look again"
+            )
             continue
         number = int(subject.split()[1])
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
-            decision = ledger_jobs.record_decision(tx, drain.queue, who, f"review:{wanted}", subject, choice["hash"], wanted, drain.id)
+            decision = ledger_jobs.record_decision(
+                tx, drain.queue, who, f"review:{wanted}", subject, choice["hash"], wanted, drain.id
+            )
         if subject.startswith("draft "):
             ran = _replay_draft(drain, number, who, decision, deadline)
         elif wanted == "discard":
@@ -148,7 +224,13 @@ def apply_review(drain: Drain, choices: Mapping[str, Mapping[str, str]], who: st
         duplicates.settle(tx, drain.queue, drain.id)
     file_work(drain)
     said = ", ".join(f"{n} {what}" for what, n in totals.items() if n) or "nothing was decided"
-    drain.note("apply_review", said + "".join(f". REFUSED {r}" for r in refused), level="warning" if refused else "info", refused=refused, **totals)
+    drain.note(
+        "apply_review",
+        said + "".join(f". REFUSED {r}" for r in refused),
+        level="warning" if refused else "info",
+        refused=refused,
+        **totals,
+    )
     return {**totals, "refused": refused, "said": said}
 
 
@@ -156,35 +238,69 @@ def _discard(drain: Drain, work_id: int, decision: int) -> int:
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         return int(
             tx.execute(
-                update(entry).where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL))
+                update(entry)
+                .where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL))
                 .values(state="discarded", settled_drain=drain.id, reason=f"discarded by decision {decision}")
             ).rowcount
-        )  # fmt: skip
+        )
 
 
 def _freed(drain: Drain, ours: Any, decision: int) -> None:
     """What a person lets go again is open; that it may have been sent before was theirs to weigh."""
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
-        tx.execute(update(entry).where(ours, entry.c.state == "ambiguous").values(state="open", reason=f"freed by decision {decision}"))
+        tx.execute(
+            update(entry)
+            .where(ours, entry.c.state == "ambiguous")
+            .values(state="open", reason=f"freed by decision {decision}")
+        )
 
 
 def _replay_work(drain: Drain, work_id: int, who: str, decision: int, deadline: float) -> list[Any]:
     ours = entry.c.work == work_id
     _freed(drain, ours, decision)
-    sendable = and_(ours, entry.c.queue == drain.queue, entry.c.state == "open", entry.c.target.is_not(None), entry.c.duplicate_of.is_(None))
-    return replay_now(drain, f"review:work {work_id}", sendable, who=who, saw=f"decision {decision}", deadline=deadline)
+    sendable = and_(
+        ours,
+        entry.c.queue == drain.queue,
+        entry.c.state == "open",
+        entry.c.target.is_not(None),
+        entry.c.duplicate_of.is_(None),
+    )
+    return replay_now(
+        drain, f"review:work {work_id}", sendable, who=who, saw=f"decision {decision}", deadline=deadline
+    )
 
 
 def _replay_draft(drain: Drain, draft_id: int, who: str, decision: int, deadline: float) -> list[Any]:
     """The edited value replaces the original: one entry, one effect."""
     with drain.ledger.read() as tx:
         row = tx.execute(
-            select(entry.c.id, source.c.uri, entry.c.part, entry.c.place, draft.c.segment, draft.c.row_no, draft.c.payload_sha, entry.c.target)
-            .join(draft, draft.c.entry == entry.c.id).join(source, source.c.id == entry.c.source).where(draft.c.id == draft_id)
-        ).one()  # fmt: skip
+            select(
+                entry.c.id,
+                source.c.uri,
+                entry.c.part,
+                entry.c.place,
+                draft.c.segment,
+                draft.c.row_no,
+                draft.c.payload_sha,
+                entry.c.target,
+            )
+            .join(draft, draft.c.entry == entry.c.id)
+            .join(source, source.c.id == entry.c.source)
+            .where(draft.c.id == draft_id)
+        ).one()
     if row.target is None:
-        drain.note("apply_review", f"draft {draft_id}: its origin names no allowed target (target.allow)", level="warning")
+        drain.note(
+            "apply_review",
+            f"draft {draft_id}: its origin names no allowed target (target.allow)",
+            level="warning",
+        )
         return []
     _freed(drain, entry.c.id == row.id, decision)
-    jobs = planning.make_of(drain, f"review:draft {draft_id}", [Cut(row.target, [tuple(row)[:7]])], who=who, saw=f"decision {decision}")
+    jobs = planning.make_of(
+        drain,
+        f"review:draft {draft_id}",
+        [Cut(row.target, [tuple(row)[:7]])],
+        who=who,
+        saw=f"decision {decision}",
+    )
     return run_jobs(drain, jobs, deadline)

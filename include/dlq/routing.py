@@ -16,25 +16,44 @@ def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
     """Pause routing for ``seconds``; it comes back by itself. Always succeeds: custody needs no isolation."""
     orchestrator = drain.orchestrator
     if orchestrator is None:
-        return _said(drain, "isolate", "none", "isolation: none, no orchestrator is configured; the queue may grow while it is drained")
+        return _said(
+            drain,
+            "isolate",
+            "none",
+            "isolation: none, no orchestrator is configured; the queue may grow while it is drained",
+        )
     if drain.dry_run:
         return _said(drain, "isolate", "none", "dry run: routing would be paused")
     drain.phase("isolate")
     try:
         if "routing" not in orchestrator.capabilities():
-            return _said(drain, "isolate", "none", "isolation: none, the orchestrator can't pause its routing")
+            return _said(
+                drain, "isolate", "none", "isolation: none, the orchestrator can't pause its routing"
+            )
         lease = orchestrator.pause_routing(drain.id, max(_SHORTEST_S, round(seconds)))
     except OrchestratorError as error:
         return _said(drain, "isolate", "none", f"isolation: none, {error}", level="warning")
     until = clock.iso(datetime.fromtimestamp((lease.until_ms or 0) / 1000, UTC))
-    return _said(drain, "isolate", "routing", f"auto-DLQ routing is paused until {until}, failures are held by the orchestrator", until=until)
+    return _said(
+        drain,
+        "isolate",
+        "routing",
+        f"auto-DLQ routing is paused until {until}, failures are held by the orchestrator",
+        until=until,
+    )
 
 
 def extend_isolation(drain: Drain, seconds: float) -> None:
     """Hold the pause for ``seconds`` more, where there is one of ours: each stage extends it to its own deadline."""
     orchestrator = drain.orchestrator
     noted = drain.noted("isolate")
-    if orchestrator is None or drain.dry_run or noted is None or noted.get("isolation") != "routing" or drain.noted("restore_routing") is not None:
+    if (
+        orchestrator is None
+        or drain.dry_run
+        or noted is None
+        or noted.get("isolation") != "routing"
+        or drain.noted("restore_routing") is not None
+    ):
         return
     try:
         orchestrator.pause_routing(drain.id, max(_SHORTEST_S, round(seconds)))
@@ -52,9 +71,20 @@ def restore_routing(drain: Drain) -> dict[str, Any]:
         return {"restored": True, **_said(drain, "restore_routing", "none", "routing was never paused")}
     drain.phase("restore_routing")
     lease = orchestrator.resume_routing(drain.id)
-    return {"restored": not lease.paused, **_said(drain, "restore_routing", lease.mode, f"auto-DLQ routing is {lease.mode} again", restored=not lease.paused)}
+    return {
+        "restored": not lease.paused,
+        **_said(
+            drain,
+            "restore_routing",
+            lease.mode,
+            f"auto-DLQ routing is {lease.mode} again",
+            restored=not lease.paused,
+        ),
+    }
 
 
-def _said(drain: Drain, stage: str, isolation: str, said: str, *, level: Any = "info", **data: Any) -> dict[str, Any]:
+def _said(
+    drain: Drain, stage: str, isolation: str, said: str, *, level: Any = "info", **data: Any
+) -> dict[str, Any]:
     drain.note(stage, said, level=level, isolation=isolation, **data)
     return {"isolation": isolation, "until": data.get("until"), "said": said}

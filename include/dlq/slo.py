@@ -26,7 +26,11 @@ class Standing:
         return self.outstanding / self.workflows if self.workflows else None
 
     def __str__(self) -> str:
-        ratio = f"{self.ratio:.3%} of {self.workflows} workflows" if self.ratio is not None else "ratio not known (set slo.workflows or an orchestrator)"
+        ratio = (
+            f"{self.ratio:.3%} of {self.workflows} workflows"
+            if self.ratio is not None
+            else "ratio not known (set slo.workflows or an orchestrator)"
+        )
         return f"{self.outstanding} outstanding ({self.depth} in the queue, {self.unsettled} in custody): {ratio}"
 
 

@@ -90,11 +90,11 @@ def build_report(drain: Drain) -> ReportData:
             phase=row["phase"],
             verdict=row["verdict"],
             reasons=[redact(str(reason)) for reason in closing.get("reasons", [])],
-            incident=_incident(tx, row["incident"]),
+            incident=_incident(tx, row["incident"], closing),
             numbers=numbers,
             groups=groups,
             group_count=group_count,
-            suspects=list(data.get("find_root_cause", {}).get("suspects", [])),
+            suspects=_suspects(data.get("find_root_cause", {})),
             open=still,
             open_by_owner=by_owner,
             dies_first=dies_first,
@@ -119,6 +119,13 @@ def _newest(notes: Sequence[Any]) -> dict[str, dict[str, Any]]:
         if data := json.loads(note.data):
             found[note.stage] = data
     return found
+
+
+def _suspects(data: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {name: redact(value) if isinstance(value, str) else value for name, value in suspect.items()}
+        for suspect in data.get("suspects", [])
+    ]
 
 
 def _ends(rows: Sequence[Any], most: int) -> list[Any]:
@@ -329,13 +336,13 @@ def _intake(tx: Connection, drain_id: str) -> tuple[list[Intake], int]:
     return ranges[:_RANGES], sum(r.vanished_max for r in ranges)
 
 
-def _incident(tx: Connection, incident_id: int | None) -> dict[str, Any] | None:
+def _incident(tx: Connection, incident_id: int | None, closing: dict[str, Any]) -> dict[str, Any] | None:
     row = tx.execute(select(incident).where(incident.c.id == incident_id)).mappings().first()
-    return (
-        None
-        if row is None
-        else {"id": row["id"], "started_at": row["started_at"], "closed_at": row["closed_at"]}
-    )
+    if row is None:
+        return None
+    found = {"id": row["id"], "started_at": row["started_at"], "closed_at": row["closed_at"]}
+    told = closing.get("incident")
+    return {**found, "said": str(told["said"]) if isinstance(told, dict) and told.get("said") else None}
 
 
 def _timeline(
@@ -343,8 +350,8 @@ def _timeline(
 ) -> list[Point]:
     """Cumulative counts: sends by the second as the target answered, the rest from what the notes say.
 
-    A note's ``taken`` is what came about since the stage's note before; ``confirmed`` and ``returned`` beside a
-    ``job`` are that job's so far.
+    A note's ``taken`` is what came about since its stage's note before; ``confirmed`` and ``returned`` beside
+    a ``job`` are that job's so far.
     """
     sent = tx.execute(
         select(func.substr(delivery.c.sent_at, 1, 19).label("at"), func.count().label("n"))

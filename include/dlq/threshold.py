@@ -25,9 +25,14 @@ def escalate_at(config: QueueConfig, drain_id: str) -> datetime:
     ledger = Ledger.open(config.ledger)
     try:
         with ledger.read() as tx:
-            started = tx.execute(
-                select(incident.c.started_at).join(drains, drains.c.incident == incident.c.id).where(drains.c.id == drain_id)
-            ).scalar() or clock.now()
+            started = (
+                tx.execute(
+                    select(incident.c.started_at)
+                    .join(drains, drains.c.incident == incident.c.id)
+                    .where(drains.c.id == drain_id)
+                ).scalar()
+                or clock.now()
+            )
     finally:
         ledger.close()
     return datetime.fromisoformat(started) + timedelta(seconds=config.slo.escalate_after)
@@ -38,13 +43,21 @@ def threshold_state(config: QueueConfig, connections: Connections, drain_id: str
     ledger = Ledger.open(config.ledger)
     with Drain(drain_id, config, ledger, connections, epoch=-1, dry_run=True) as look:
         with ledger.read() as tx:
-            row = tx.execute(select(drains.c.phase, drains.c.closed_at).where(drains.c.id == drain_id)).first()
+            row = tx.execute(
+                select(drains.c.phase, drains.c.closed_at).where(drains.c.id == drain_id)
+            ).first()
         phase = "closed" if row is None or row.closed_at is not None else str(row.phase)
         if phase in OVER_PHASES:
             return {"phase": phase, "over": False, "ratio": None, "outstanding": None}
         now = slo.standing(look)
         over = None if now.ratio is None else now.ratio > config.slo.escalate
-        return {"phase": phase, "over": over, "ratio": now.ratio, "outstanding": now.outstanding, "said": str(now)}
+        return {
+            "phase": phase,
+            "over": over,
+            "ratio": now.ratio,
+            "outstanding": now.outstanding,
+            "said": str(now),
+        }
 
 
 def escalate(drain: Drain) -> dict[str, Any]:
@@ -54,7 +67,9 @@ def escalate(drain: Drain) -> dict[str, Any]:
     except Exception as error:
         now = f"the queue can't be looked at: {error}"
     delivered, how = notify(
-        drain, f"DLQ {drain.queue}: over {drain.config.slo.escalate:.1%} after {drain.config.slo.escalate_after / 60:.0f} min", f"Drain {drain.id}: {now}."
+        drain,
+        f"DLQ {drain.queue}: over {drain.config.slo.escalate:.1%} after {drain.config.slo.escalate_after / 60:.0f} min",
+        f"Drain {drain.id}: {now}.",
     )
     drain.note("escalate", f"{now}. {how}", level="warning" if delivered else "error", delivered=delivered)
     return {"delivered": delivered, "said": how}

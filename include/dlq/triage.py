@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from dlq import plan as planning
-from dlq.archive import ArchiveError, Rows
 from dlq.drain import Drain
+from dlq.errors import ArchiveError
 from dlq.ledger import duplicates
 from dlq.ledger.schema import entry, grp, segment
 from dlq.redact import redact
@@ -17,64 +17,105 @@ from dlq.redact import redact
 FIXES = ("raise_quota",)
 """Remedies a fix is proposed for; their entries wait for it."""
 
-_WAITING = {"retry": "ready", "raise_quota": "waiting_for_fix", "patch_plugin": "waiting_for_fix", "hold": "hold"}
+_WAITING = {
+    "retry": "ready",
+    "raise_quota": "waiting_for_fix",
+    "patch_plugin": "waiting_for_fix",
+    "hold": "hold",
+}
 """Why a new entry stays open, by its group's remedy; every other waits for a person."""
 
+SHOWN = 100
 _IDS = 5
 
 
-def assign(drain: Drain) -> dict[str, int]:
+def assign(drain: Drain) -> dict[str, Any]:
     """Give every new entry the reason why it is open; mark twins and conflicts. Returns counts."""
     limits = drain.config.limits
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         twins, conflicts = duplicates.mark(tx, drain.queue)
         unsettled = and_(entry.c.queue == drain.queue, entry.c.state == "open")
         tired = tx.execute(
-            update(entry).where(unsettled, entry.c.reason.in_(("new", "ready", "returned")), entry.c.attempts >= limits.returns).values(reason="returns_limit")
+            update(entry)
+            .where(
+                unsettled,
+                entry.c.reason.in_(("new", "ready", "returned")),
+                entry.c.attempts >= limits.returns,
+            )
+            .values(reason="returns_limit")
         ).rowcount
         # What came back is not replayed by the drain that sent it: it waits for the next one.
-        older = select(entry.c.id).where(unsettled, entry.c.reason == "returned", entry.c.taken_drain != drain.id)
+        older = select(entry.c.id).where(
+            unsettled, entry.c.reason == "returned", entry.c.taken_drain != drain.id
+        )
         tx.execute(update(entry).where(entry.c.id.in_(older)).values(reason="new"))
-        nowhere = tx.execute(update(entry).where(unsettled, entry.c.reason == "new", entry.c.target.is_(None)).values(reason="target_not_allowed")).rowcount
-        for remedy in tx.execute(select(grp.c.remedy).where(grp.c.queue == drain.queue).distinct()).scalars().all():
+        nowhere = tx.execute(
+            update(entry)
+            .where(unsettled, entry.c.reason == "new", entry.c.target.is_(None))
+            .values(reason="target_not_allowed")
+        ).rowcount
+        for remedy in (
+            tx.execute(select(grp.c.remedy).where(grp.c.queue == drain.queue).distinct()).scalars().all()
+        ):
             ours = select(grp.c.id).where(grp.c.queue == drain.queue, grp.c.remedy == remedy)
-            tx.execute(update(entry).where(unsettled, entry.c.reason == "new", entry.c.grp.in_(ours)).values(reason=_WAITING.get(remedy, "waiting_for_person")))
+            tx.execute(
+                update(entry)
+                .where(unsettled, entry.c.reason == "new", entry.c.grp.in_(ours))
+                .values(reason=_WAITING.get(remedy, "waiting_for_person"))
+            )
         # What an earlier drain stopped at is tried again by this one.
         again = select(entry.c.id).where(
-            unsettled, entry.c.reason.in_(("gate_failed", "canary_failed", "outcome_unknown", "nobody_consumes", "earlier_entry_of_key"))
+            unsettled,
+            entry.c.reason.in_(
+                ("gate_failed", "canary_failed", "outcome_unknown", "nobody_consumes", "earlier_entry_of_key")
+            ),
         )
         if drain.noted("categorize") is None:
             tx.execute(update(entry).where(entry.c.id.in_(again)).values(reason="ready"))
     planning.block_by_key(drain)
-    return {"twins": twins, "conflicts": conflicts, "returns_limit": int(tired), "target_not_allowed": int(nowhere)}
+    return {
+        "twins": twins,
+        "conflicts": conflicts,
+        "returns_limit": int(tired),
+        "target_not_allowed": int(nowhere),
+    }
 
 
 def groups(drain: Drain) -> list[dict[str, Any]]:
-    """The unsettled entries by group, largest first, with a few correlation ids each."""
+    """The largest groups of unsettled entries, at most :data:`SHOWN`, with a few correlation ids each."""
     with drain.ledger.read() as tx:
         rows = tx.execute(
-            select(grp, func.count().label("count"), func.min(entry.c.failed_at).label("first"), func.max(entry.c.failed_at).label("last"))
+            select(
+                grp.c.id,
+                grp.c.fingerprint,
+                grp.c.category,
+                grp.c.remedy,
+                grp.c.rule,
+                grp.c.component,
+                grp.c.error_type,
+                grp.c.owner,
+                func.count().label("count"),
+                func.min(entry.c.failed_at).label("first"),
+                func.max(entry.c.failed_at).label("last"),
+            )
             .join(entry, entry.c.grp == grp.c.id)
-            .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+            .where(_unsettled(drain))
             .group_by(*grp.c)
             .order_by(func.count().desc())
+            .limit(SHOWN)
         ).mappings()
-        found = []
-        for r in rows.all():
-            ids = tx.execute(
-                select(entry.c.correlation_id)
-                .where(entry.c.queue == drain.queue, entry.c.grp == r["id"], entry.c.settled_drain.is_(None), entry.c.correlation_id.is_not(None))
-                .order_by(entry.c.id)
-                .limit(_IDS)
-            ).scalars()
-            found.append(
-                {
-                    "id": r["id"], "fingerprint": r["fingerprint"], "category": r["category"], "remedy": r["remedy"], "rule": r["rule"],
-                    "component": r["component"], "error_type": r["error_type"], "owner": r["owner"], "count": r["count"],
-                    "first": r["first"], "last": r["last"], "correlation_ids": list(ids),
-                }
-            )  # fmt: skip
-    return found
+        return [{**r, "correlation_ids": _correlation_ids(tx, drain, r["id"])} for r in rows.all()]
+
+
+def _unsettled(drain: Drain) -> ColumnElement[bool]:
+    return and_(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+
+
+def _correlation_ids(tx: Connection, drain: Drain, group: int) -> list[str]:
+    ids = select(entry.c.correlation_id).where(
+        _unsettled(drain), entry.c.grp == group, entry.c.correlation_id.is_not(None)
+    )
+    return [str(i) for i in tx.execute(ids.order_by(entry.c.id).limit(_IDS)).scalars()]
 
 
 def inspect_sample(drain: Drain) -> dict[str, Any]:
@@ -83,25 +124,49 @@ def inspect_sample(drain: Drain) -> dict[str, Any]:
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:
         ranked = (
-            select(entry.c.id, turn.label("turn")).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).subquery()
+            select(entry.c.id, turn.label("turn"))
+            .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+            .subquery()
         )
-        rows = tx.execute(
-            select(
-                entry.c.part, entry.c.place, entry.c.correlation_id, entry.c.failed_at, entry.c.size, entry.c.attempts, entry.c.row_no,
-                grp.c.error_type, grp.c.component, grp.c.category, segment.c.uri,
+        rows = (
+            tx.execute(
+                select(
+                    entry.c.part,
+                    entry.c.place,
+                    entry.c.correlation_id,
+                    entry.c.failed_at,
+                    entry.c.size,
+                    entry.c.attempts,
+                    entry.c.row_no,
+                    grp.c.error_type,
+                    grp.c.component,
+                    grp.c.category,
+                    segment.c.uri,
+                )
+                .join(ranked, ranked.c.id == entry.c.id)
+                .join(grp, grp.c.id == entry.c.grp)
+                .join(segment, segment.c.id == entry.c.segment)
+                .order_by(ranked.c.turn, entry.c.id)
+                .limit(most)
             )
-            .join(ranked, ranked.c.id == entry.c.id).join(grp, grp.c.id == entry.c.grp).join(segment, segment.c.id == entry.c.segment)
-            .order_by(ranked.c.turn, entry.c.id).limit(most)
-        ).mappings().all()  # fmt: skip
+            .mappings()
+            .all()
+        )
     messages = _messages(drain, [(r["uri"], r["row_no"]) for r in rows])
     sample = [
         {
-            "place": f"{r['part']}/{r['place']}", "error_type": r["error_type"], "component": r["component"], "category": r["category"],
-            "correlation_id": r["correlation_id"], "failed_at": r["failed_at"], "bytes": r["size"], "replays": r["attempts"],
+            "place": f"{r['part']}/{r['place']}",
+            "error_type": r["error_type"],
+            "component": r["component"],
+            "category": r["category"],
+            "correlation_id": r["correlation_id"],
+            "failed_at": r["failed_at"],
+            "bytes": r["size"],
+            "replays": r["attempts"],
             "message": messages.get((r["uri"], r["row_no"]), ""),
         }
         for r in rows
-    ]  # fmt: skip
+    ]
     said = f"{len(sample)} entries looked at, from {len({(s['error_type'], s['component']) for s in sample})} kinds of failure"
     drain.note("inspect_sample", said, entries=len(sample))
     return {"sample": sample, "said": said}
@@ -126,33 +191,48 @@ def categorize(drain: Drain) -> dict[str, Any]:
     """Group what is unsettled by fingerprint and component; say of each new entry why it stays open."""
     drain.phase("categorize")
     marks = assign(drain)
-    found = groups(drain)
-    by_category: Counter[str] = Counter()
-    for group in found:
-        by_category[group["category"]] += group["count"]
+    with drain.ledger.read() as tx:
+        counts = tx.execute(
+            select(grp.c.category, func.count(), func.count(grp.c.id.distinct()))
+            .join(entry, entry.c.grp == grp.c.id)
+            .where(_unsettled(drain))
+            .group_by(grp.c.category)
+        ).all()
+    by_category = Counter({category: n for category, n, _ in counts})
+    total = sum(n for *_, n in counts)
     said = ", ".join(f"{n} {c}" for c, n in by_category.most_common()) or "nothing is unsettled"
     extra = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in marks.items() if n)
-    drain.note("categorize", f"{len(found)} group(s): {said}{extra}", by_category=dict(by_category), **marks)
-    return {"groups": found[:100], "by_category": dict(by_category), "said": f"{said}{extra}", **marks}
+    drain.note("categorize", f"{total} group(s): {said}{extra}", by_category=dict(by_category), **marks)
+    return {"groups": groups(drain), "by_category": dict(by_category), "said": f"{said}{extra}", **marks}
 
 
 def find_root_cause(drain: Drain) -> dict[str, Any]:
     """Suspects by over-representation: what fails more than its share, by what entries and the orchestrator tell. Never raises."""
-    found = groups(drain)
-    total = sum(g["count"] for g in found) or 1
-    by_component: Counter[str] = Counter()
-    for group in found:
-        by_component[group["component"] or "(not named)"] += group["count"]
-    even = 1 / max(1, len(by_component))
+    with drain.ledger.read() as tx:
+        rows = tx.execute(
+            select(grp.c.component, grp.c.error_type, func.count())
+            .join(entry, entry.c.grp == grp.c.id)
+            .where(_unsettled(drain))
+            .group_by(grp.c.component, grp.c.error_type)
+            .order_by(func.count().desc())
+            .limit(1000)
+        ).all()
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for component, error_type, count in rows:
+        kinds[component or "(not named)"][error_type] += count
+    total = sum(sum(k.values()) for k in kinds.values()) or 1
     suspects = []
-    for component, count in by_component.most_common(5):
-        kinds = Counter({g["error_type"]: g["count"] for g in found if (g["component"] or "(not named)") == component})
-        kind, n = kinds.most_common(1)[0]
-        suspects.append(
-            {"component": component, "count": count, "lift": round(count / total / even, 2), "said": f"{count} of {total} failures, {n} of them {kind}"}
-        )
+    for component, types in sorted(kinds.items(), key=lambda k: -sum(k[1].values()))[:5]:
+        count = sum(types.values())
+        kind, n = types.most_common(1)[0]
+        lift = round(count / total * len(kinds), 2)
+        said = f"{count} of {total} failures, {n} of them {kind}"
+        suspects.append({"component": component, "count": count, "lift": lift, "said": said})
     rate = _success_rate(drain)
-    said = "; ".join(f"{s['component']}: {s['said']} (x{s['lift']})" for s in suspects[:3]) or "nothing to explain"
+    said = (
+        "; ".join(f"{s['component']}: {s['said']} (x{s['lift']})" for s in suspects[:3])
+        or "nothing to explain"
+    )
     drain.note("find_root_cause", f"{said}. {rate}", suspects=suspects)
     return {"suspects": suspects, "said": said, "orchestrator": rate}
 
@@ -161,7 +241,7 @@ def _success_rate(drain: Drain) -> str:
     if drain.orchestrator is None:
         return "No orchestrator is configured: its error rates are not known"
     try:
-        rate = drain.orchestrator.success_rate(drain.config.slo.window)
+        rate = drain.orchestrator.success_rate(round(drain.config.slo.window))
         return f"Workflow success {rate.succeeded} of {rate.total} in the window"
     except Exception as error:  # the root cause is a hint: its sources may be down with everything else
         return f"The orchestrator's error rates are not known: {error}"
@@ -172,9 +252,10 @@ def choose_remedies(drain: Drain) -> dict[str, Any]:
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(entry.c.reason, grp.c.remedy, func.count())
-            .join(grp, grp.c.id == entry.c.grp).where(entry.c.queue == drain.queue, entry.c.state.in_(("open", "ambiguous")))
+            .join(grp, grp.c.id == entry.c.grp)
+            .where(entry.c.queue == drain.queue, entry.c.state.in_(("open", "ambiguous")))
             .group_by(entry.c.reason, grp.c.remedy)
-        ).all()  # fmt: skip
+        ).all()
     why: Counter[str] = Counter()
     for reason, remedy, count in rows:
         if reason in planning.READY:
@@ -183,7 +264,9 @@ def choose_remedies(drain: Drain) -> dict[str, Any]:
             why["fix_permanent"] += count
         else:
             why["manual_review"] += count
-    branches = [b for b in ("retry_transient", "fix_permanent", "manual_review") if why[b]] or ["nothing_to_do"]
+    branches = [b for b in ("retry_transient", "fix_permanent", "manual_review") if why[b]] or [
+        "nothing_to_do"
+    ]
     said = ", ".join(f"{b}: {why[b]} entries" for b in branches if why[b]) or "nothing is open"
     drain.note("choose_remedies", said, branches=branches, why=dict(why))
     return {"branches": branches, "why": dict(why), "said": said}

@@ -27,41 +27,99 @@ def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) ->
     :param states: the run's task states by task id; None where there are no tasks (the command line).
     """
     if drain.dry_run:
-        return {"verdict": "green", "reasons": [], "open": [], "incident": "none", "said": "dry run: nothing was changed"}
+        return {
+            "verdict": "green",
+            "reasons": [],
+            "open": [],
+            "incident": "none",
+            "said": "dry run: nothing was changed",
+        }
     work = file_work(drain)
     reasons = [*_tasks(states or {}), *_accounts(drain), *_proof(drain), *_routing(drain), *_golden(drain)]
     alerts.end_acknowledgement(drain)
     world = _incident(drain)
     verdict = "red" if reasons else "green"
-    left = [{"group": f"{w['error_type']} in {w['component']}", "count": w["count"], "reason": w["reason"], "owner": w["owner"], "work": w["id"]} for w in work]
-    said = f"{verdict}: " + ("; ".join(reasons) if reasons else "the run did its duty, provably") + f". {world['said']}"
-    drain.note("close_drain", said, level="info" if verdict == "green" else "error", verdict=verdict, reasons=reasons, open=left[:50], incident=world)
+    left = [
+        {
+            "group": f"{w['error_type']} in {w['component']}",
+            "count": w["count"],
+            "reason": w["reason"],
+            "owner": w["owner"],
+            "work": w["id"],
+        }
+        for w in work
+    ]
+    said = (
+        f"{verdict}: "
+        + ("; ".join(reasons) if reasons else "the run did its duty, provably")
+        + f". {world['said']}"
+    )
+    drain.note(
+        "close_drain",
+        said,
+        level="info" if verdict == "green" else "error",
+        verdict=verdict,
+        reasons=reasons,
+        open=left[:50],
+        incident=world,
+    )
     lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, verdict)
-    return {"verdict": verdict, "reasons": reasons, "open": left[:50], "incident": world["state"], "said": said}
+    return {
+        "verdict": verdict,
+        "reasons": reasons,
+        "open": left[:50],
+        "incident": world["state"],
+        "said": said,
+    }
 
 
 def _tasks(states: Mapping[str, str | None]) -> list[str]:
     """A skip is never trusted, and a failure is a reason, whatever came after."""
-    return [f"task {task} is {state}" for task, state in sorted(states.items()) if state in _FAILED and task.split(".")[-1].split("__")[0] not in _NOT_DECIDING]
+    return [
+        f"task {task} is {state}"
+        for task, state in sorted(states.items())
+        if state in _FAILED and task.split(".")[-1].split("__")[0] not in _NOT_DECIDING
+    ]
 
 
 def _accounts(drain: Drain) -> list[str]:
     with drain.ledger.read() as tx:
-        short = tx.execute(
-            select(intake.c.part).where(intake.c.drain == drain.id, intake.c.cutoff.is_not(None)).group_by(intake.c.part)
-            .having(func.max(func.coalesce(intake.c.to_pos, intake.c.from_pos)) < func.max(intake.c.cutoff))
-        ).scalars().all()  # fmt: skip
+        short = (
+            tx.execute(
+                select(intake.c.part)
+                .where(intake.c.drain == drain.id, intake.c.cutoff.is_not(None))
+                .group_by(intake.c.part)
+                .having(
+                    func.max(func.coalesce(intake.c.to_pos, intake.c.from_pos)) < func.max(intake.c.cutoff)
+                )
+            )
+            .scalars()
+            .all()
+        )
         by_state: dict[str, int] = {
             str(state): int(n)
-            for state, n in tx.execute(select(entry.c.state, func.count()).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).group_by(entry.c.state))
+            for state, n in tx.execute(
+                select(entry.c.state, func.count())
+                .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+                .group_by(entry.c.state)
+            )
         }
         outcome: dict[str, int] = {
-            str(state): int(n) for state, n in tx.execute(select(entry.c.state, func.count()).where(entry.c.settled_drain == drain.id).group_by(entry.c.state))
+            str(state): int(n)
+            for state, n in tx.execute(
+                select(entry.c.state, func.count())
+                .where(entry.c.settled_drain == drain.id)
+                .group_by(entry.c.state)
+            )
         }
         unowned = tx.execute(
-            select(func.count()).select_from(entry).where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None), entry.c.work.is_(None))
+            select(func.count())
+            .select_from(entry)
+            .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None), entry.c.work.is_(None))
         ).scalar_one()
-        took = tx.execute(select(func.count()).select_from(intake).where(intake.c.drain == drain.id)).scalar_one()
+        took = tx.execute(
+            select(func.count()).select_from(intake).where(intake.c.drain == drain.id)
+        ).scalar_one()
         kind = tx.execute(select(drains.c.kind).where(drains.c.id == drain.id)).scalar_one()
     reasons = []
     if short:
@@ -72,7 +130,9 @@ def _accounts(drain: Drain) -> list[str]:
         reasons.append(f"{unfinished} entries are still planned or being sent")
     confirmed, returned = outcome.get("confirmed", 0), outcome.get("returned", 0)
     if confirmed + returned and confirmed / (confirmed + returned) < drain.config.limits.gate:
-        reasons.append(f"replay success {confirmed / (confirmed + returned):.1%} is below {drain.config.limits.gate:.0%}")
+        reasons.append(
+            f"replay success {confirmed / (confirmed + returned):.1%} is below {drain.config.limits.gate:.0%}"
+        )
     if unowned:
         reasons.append(f"{unowned} unsettled entries have no filed work")
     return reasons
@@ -81,8 +141,17 @@ def _accounts(drain: Drain) -> list[str]:
 def _since_opening(drain: Drain, stage: str) -> dict[str, Any] | None:
     """A stage's last word since the drain was opened last: an older proof proves nothing of a cleared run."""
     with drain.ledger.read() as tx:
-        opened = tx.execute(select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == "opened")).scalar() or 0
-        newer = tx.execute(select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == stage, event.c.id > opened)).scalar()
+        opened = (
+            tx.execute(
+                select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == "opened")
+            ).scalar()
+            or 0
+        )
+        newer = tx.execute(
+            select(func.max(event.c.id)).where(
+                event.c.drain == drain.id, event.c.stage == stage, event.c.id > opened
+            )
+        ).scalar()
     return drain.noted(stage) if newer is not None else None
 
 
@@ -98,7 +167,11 @@ def _routing(drain: Drain) -> list[str]:
     if isolated is None or isolated.get("isolation") != "routing":
         return []
     restored = _since_opening(drain, "restore_routing")
-    return [] if restored and restored.get("restored") else ["routing was not given back (its lease will end by itself)"]
+    return (
+        []
+        if restored and restored.get("restored")
+        else ["routing was not given back (its lease will end by itself)"]
+    )
 
 
 def _golden(drain: Drain) -> list[str]:
@@ -108,7 +181,11 @@ def _golden(drain: Drain) -> list[str]:
     if golden is None:
         return ["golden flows did not run (verify_golden_flows)"]
     broken = sorted(f["flow"] for f in golden["flows"] if not f["passed"])
-    return [] if golden["passed"] else [f"golden flows are not green: {', '.join(broken) or 'they could not be run'}"]
+    return (
+        []
+        if golden["passed"]
+        else [f"golden flows are not green: {', '.join(broken) or 'they could not be run'}"]
+    )
 
 
 def _incident(drain: Drain) -> dict[str, Any]:
@@ -128,8 +205,15 @@ def _incident(drain: Drain) -> dict[str, Any]:
         still = [
             f"{r.n} {r.reason.replace('_', ' ')} ({r.owner})"
             for r in tx.execute(
-                select(entry.c.reason, grp.c.owner, func.count().label("n")).join(grp, grp.c.id == entry.c.grp)
-                .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None)).group_by(entry.c.reason, grp.c.owner).order_by(func.count().desc()).limit(8)
+                select(entry.c.reason, grp.c.owner, func.count().label("n"))
+                .join(grp, grp.c.id == entry.c.grp)
+                .where(entry.c.queue == drain.queue, entry.c.settled_drain.is_(None))
+                .group_by(entry.c.reason, grp.c.owner)
+                .order_by(func.count().desc())
+                .limit(8)
             )
-        ]  # fmt: skip
-        return {"state": "open", "said": f"incident {number} stays open, the SLO is still broken: {now}: {', '.join(still)}"}
+        ]
+        return {
+            "state": "open",
+            "said": f"incident {number} stays open, the SLO is still broken: {now}: {', '.join(still)}",
+        }

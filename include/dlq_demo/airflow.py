@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ class AirflowStandalone:
     :param database: SQLAlchemy URL of Airflow's own database; by default SQLite in ``home``, which bears one
         or two runs at a time.
     :param pools: slots by name of the pools to create.
+    :param fresh: begin without the runs of an earlier start in this home, some of which may never have ended.
     :raises ServiceError: when the port is taken, or a component doesn't start.
     """
 
@@ -64,14 +66,17 @@ class AirflowStandalone:
         env: Mapping[str, str] | None = None,
         database: str | None = None,
         pools: Mapping[str, int] | None = None,
+        fresh: bool = False,
     ) -> None:
         self.home = home.resolve()
         self.home.mkdir(parents=True, exist_ok=True)
         self.port = port or loopback.free_ports(1)[0]
         self._dags = dags.resolve()
         self._plugins = (plugins or self.home / "plugins").resolve()
-        self._database = database or f"sqlite:///{self.home / 'airflow.db'}"
+        self._own_database = f"sqlite:///{self.home / 'airflow.db'}"
+        self._database = database or self._own_database
         self._pools = {"dlq": 16} if pools is None else dict(pools)
+        self._fresh = fresh
         self._secrets = self._load_secrets()
         self._env = self._environment(env or {})
         self._processes: dict[str, Process] = {}
@@ -102,14 +107,27 @@ class AirflowStandalone:
 
     def start(self) -> None:
         """Start all components, wait until each has given a sign of life, and create the pools."""
+        self.launch()
+        self.wait_until_up()
+
+    def launch(self) -> None:
+        """Start all components, and don't wait: they take 20 s in which something else can be done."""
         loopback.require_free(self.port, "Airflow")
         self._migrate()
-        since = datetime.now(UTC)
+        self._launched = datetime.now(UTC)
         for component in _COMMANDS:
             self._launch(component)
-        self._wait_for_beats(since, list(_BEATING))
+
+    def wait_until_up(self) -> None:
+        """Wait until each component has given a sign of life, and create the pools."""
+        self._wait_for_beats(self._launched, list(_BEATING))
         for name, slots in self._pools.items():
             self.api.create_pool(name, slots)
+
+    def require_alive(self) -> None:
+        """Raise ServiceError with the end of its log if a component has ended."""
+        for process in self._processes.values():
+            process.require_alive()
 
     def wait_for_dag(self, dag_id: str, *, seconds: float = 60.0) -> None:
         """Wait until a Dag is parsed.
@@ -162,18 +180,20 @@ class AirflowStandalone:
             except httpx.HTTPError:
                 return False
             finally:
-                for each in self._processes.values():
-                    each.require_alive()
+                self.require_alive()
             return beat is not None and datetime.fromisoformat(beat) >= since
 
         for component in components:
             self._processes[component].wait_until(partial(beats, component), seconds=_START_SECONDS)
 
     def _migrate(self) -> None:
-        """Create Airflow's tables. In SQLite once a version: it costs 4 s."""
-        marker = self.home / "migrated"
-        ours = self._database.startswith("sqlite")
-        if ours and marker.exists() and marker.read_text() == version("apache-airflow-core"):
+        """Create Airflow's tables. In SQLite once a version, and kept empty beside the rest: it costs 4 s."""
+        marker, empty = self.home / "migrated", self.home / "empty.db"
+        ours = self._database == self._own_database
+        known = ours and empty.exists() and marker.exists()
+        if known and marker.read_text() == version("apache-airflow-core"):
+            if self._fresh:
+                self._forget_runs(empty)
             return
         command = [sys.executable, "-m", "airflow", "db", "migrate"]
         result = subprocess.run(
@@ -185,7 +205,16 @@ class AirflowStandalone:
                 f"version of Airflow made it. It said:\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
             )
         if ours:
+            shutil.copyfile(self.home / "airflow.db", empty)
             marker.write_text(version("apache-airflow-core"))
+
+    def _forget_runs(self, empty: Path) -> None:
+        for left in self.home.glob("airflow.db*"):  # with what SQLite keeps beside it
+            left.unlink()
+        shutil.copyfile(empty, self.home / "airflow.db")
+        shutil.rmtree(self.home / "logs", ignore_errors=True)
+        for component in _COMMANDS:
+            (self.home / f"{component}.log").unlink(missing_ok=True)
 
     def _load_secrets(self) -> dict[str, str]:
         path = self.home / "secrets.json"

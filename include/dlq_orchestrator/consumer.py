@@ -65,6 +65,7 @@ class WorkflowConsumer:
         self._writer = writer
         self._store = store
         self._loop = asyncio.Runner()
+        self._to_commit: dict[tuple[str, int], int] = {}
         self.in_flight: frozenset[str] = frozenset()
         self.last_turn = time.monotonic()
 
@@ -83,7 +84,12 @@ class WorkflowConsumer:
         :raises ConsumerFailed: the topic is gone, or the group has another member under this one's name.
         """
         joined = threading.Event()
-        self._consumer.subscribe([self._topic], on_assign=lambda *_: joined.set())
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=lambda *_: joined.set(),
+            # whoever gets the partitions runs what was not committed again, and finds the workflows done
+            on_revoke=lambda *_: self._to_commit.clear(),
+        )
         told = False
         while not stop.is_set():
             self.last_turn = time.monotonic()
@@ -92,6 +98,7 @@ class WorkflowConsumer:
             records = [record_of(message) for message in messages if self._is_record(message)]
             if records:
                 self._process(records)
+            self._commit()
             if joined.is_set() and not told:
                 told = True
                 ready()
@@ -116,18 +123,19 @@ class WorkflowConsumer:
         self.in_flight = frozenset()
         for letter in too_large:
             _log.error("dead letter too large for the DLQ, kept in the state folder", record=letter.name)
-        self._commit(records)
+        for record in records:
+            self._to_commit[record.topic, record.partition] = record.offset + 1
         _tell(runs, len(held))
 
-    def _commit(self, records: list[Record]) -> None:
-        ends: dict[tuple[str, int], int] = {}
-        for record in records:
-            ends[record.topic, record.partition] = record.offset + 1
-        offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
+    def _commit(self) -> None:
+        """Commit what is recorded; where that fails for now, the next turn tries again."""
+        if not self._to_commit:
+            return
+        offsets = [TopicPartition(topic, part, end) for (topic, part), end in self._to_commit.items()]
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
+            self._to_commit.clear()
         except KafkaException as error:
-            # the partitions went to another member: it runs these records again and finds the workflows done
             _log.warning("offsets not committed", why=error.args[0].str())
             if error.args[0].fatal():
                 raise ConsumerFailed(error.args[0].str()) from None

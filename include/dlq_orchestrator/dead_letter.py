@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,6 +77,11 @@ class DeadLetterWriter:
         :returns: the places in `letters` of those no broker will ever take, because they are too large.
         :raises NotAcknowledged: any other fault; some may have been written, and will be again.
         """
+        refused = self._write(letters, range(len(letters)))
+        # the broker refuses a whole batch for one record in it; alone, only that record's size counts
+        return {place for place in sorted(refused) if len(letters) == 1 or self._write(letters, [place])}
+
+    def _write(self, letters: list[DeadLetter], places: Sequence[int]) -> set[int]:
         too_large: set[int] = set()
         faults: list[str] = []
         acknowledged: set[int] = set()
@@ -88,7 +94,8 @@ class DeadLetterWriter:
             else:
                 faults.append(error.str())
 
-        for place, letter in enumerate(letters):
+        for place in places:
+            letter = letters[place]
             try:
                 self._producer.produce(
                     self._topic,
@@ -100,7 +107,7 @@ class DeadLetterWriter:
             except KafkaException as error:
                 delivered(place, error.args[0], None)
         self._producer.flush()
-        if missing := len(letters) - len(acknowledged) - len(too_large):
+        if missing := len(places) - len(acknowledged) - len(too_large):
             why = faults[0] if faults else "no answer in time"
             raise NotAcknowledged(f"{missing} dead letters were not acknowledged: {why}")
         return too_large

@@ -134,7 +134,8 @@ class _Service:
                 "acks": "all",
                 "enable.idempotence": True,
                 "compression.type": "lz4",
-                "delivery.timeout.ms": 30_000,
+                # outlives the restart of a broker
+                "delivery.timeout.ms": 120_000,
                 "linger.ms": 2,
                 "message.max.bytes": _MESSAGE_MAX,
                 # where a Java producer would put the same key
@@ -162,7 +163,7 @@ class _Service:
 
     def _require_topics(self, producer: Producer) -> None:
         try:
-            topics = producer.list_topics(timeout=10).topics
+            topics = producer.list_topics(timeout=5).topics
         except KafkaException as error:
             if error.args[0].code() not in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT):
                 raise

@@ -74,7 +74,7 @@ def _kafka_settings(found: AirflowConnection) -> dict[str, Any]:
     """The client settings the apache-kafka provider makes of its Connection.
 
     They have what the extra alone has not: callbacks named by path and allowed in ``[apache_kafka]``, and the
-    tokens of Amazon MSK (IAM) and Google's managed Kafka. Its consumer hook subscribes: only settings are taken.
+    tokens of Amazon MSK (IAM) and Google's managed Kafka. Its consumer hook would subscribe.
 
     :raises ConfigError: when the provider refuses the Connection.
     """

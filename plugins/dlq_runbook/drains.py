@@ -61,7 +61,7 @@ def is_dry(context: Context) -> bool:
 
 
 def configuration(queue: str, context: Context) -> QueueConfig:
-    """The queue's file as it is now, tightened by the run's conf. A drain goes by its frozen copy in the ledger.
+    """The queue's file as it is now, tightened by the run's conf. A drain goes by its frozen copy.
 
     :raises ConfigError: naming file, field and fix, or the param that would loosen the policy.
     """
@@ -79,21 +79,40 @@ def attach(queue: str, context: Context) -> Drain:
 
     :raises Fenced: when another holder has the queue's lease.
     """
-    from dlq.drain import Drain, drain_id
+    from dlq.drain import Drain
 
     if is_dry(context):
-        return look(queue, context)
-    run = context["dag_run"]
-    identity = drain_id(queue, run_key(run.dag_id, run.run_id))
-    return Drain.attach(identity, config=configuration(queue, context), connections=connection)
+        return rehearse(queue, context)
+    return Drain.attach(
+        _identity(queue, context), config=configuration(queue, context), connections=connection
+    )
 
 
 def look(queue: str, context: Context) -> Drain:
-    """The queue, to look at only: holds no lease, changes nothing."""
+    """The drain of this Dag run, to read: its lease may be another's by now.
+
+    :raises Refused: when it was never opened.
+    """
+    from dlq.drain import Drain
+
+    if is_dry(context):
+        return rehearse(queue, context)
+    return Drain.look(_identity(queue, context), config=configuration(queue, context), connections=connection)
+
+
+def rehearse(queue: str, context: Context) -> Drain:
+    """A drain that holds no lease and changes nothing."""
     from dlq.drain import dry
 
     run = context["dag_run"]
-    return dry(configuration(queue, context), run_id=run_key(run.dag_id, run.run_id), connections=connection)
+    key = run_key(run.dag_id, run.run_id)
+    return dry(configuration(queue, context), run_id=key, connections=connection)
+
+
+def _identity(queue: str, context: Context) -> str:
+    from dlq.drain import drain_id
+
+    return drain_id(queue, run_key(context["dag_run"].dag_id, context["dag_run"].run_id))
 
 
 def seconds_left(budget_s: float, context: Context) -> float:

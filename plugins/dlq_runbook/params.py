@@ -42,7 +42,7 @@ def trigger_form(config: QueueConfig) -> dict[str, Param]:
             minimum=1,
             maximum=limits.batch,
             title="Batch",
-            description=f"Entries between two looks at the outcome, after the canary. At most {limits.batch}.",
+            description=f"Entries between two looks at the outcome. At most {limits.batch}.",
         ),
         "rate": Param(
             limits.rate,
@@ -57,7 +57,7 @@ def trigger_form(config: QueueConfig) -> dict[str, Param]:
             type=["null", "string"],
             pattern=DURATION,
             title="Budget",
-            description=f"How long the run may take, such as 45m. Empty: {limits.budget / 60:g} minutes, as policy says.",
+            description=f"How long the run may take, such as 45m. Empty: {limits.budget / 60:g} minutes.",
         ),
         "approve_fix": Param(
             approval.fix,

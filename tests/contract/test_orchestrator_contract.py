@@ -1,4 +1,4 @@
-"""The contract of docs/orchestrator.md, asked by the bundle's own client of the reference orchestrator, on a real broker."""
+"""The contract of docs/orchestrator.md: the bundle's client against the reference, on a real broker."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_a_golden_flow_that_differs_names_flow_step_and_difference(orchestrator)
         "broken: expected succeeded, is failed at step charge: PluginError: payments.charge"
     )
     assert to_fail.passed
-    assert slow.differences[0].startswith("too-slow: not done within 0.01 s (steps done: none)")
+    assert slow.differences[0].startswith("too-slow: not done in 0.01 s, steps done: none")
 
 
 def test_golden_flows_of_an_orchestrator_that_refuses_them_have_failed(service):

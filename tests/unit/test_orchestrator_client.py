@@ -39,7 +39,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., tuple[str, list[str]]]]:
-    """Starts a server that answers by ``METHOD path``, a list one after the other; returns URL and what was asked."""
+    """Starts a server with answers by ``METHOD path``, one or a list; returns its URL and what was asked."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(answers: dict[str, Answer | list[Answer]]) -> tuple[str, list[str]]:

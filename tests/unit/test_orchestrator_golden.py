@@ -63,7 +63,7 @@ def test_what_is_no_yaml_or_no_mapping_is_refused_by_file(tmp_path):
     file = tmp_path / "flow.yaml"
     for text in ("{", "- 1", ""):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="flow.yaml"):
+        with pytest.raises(ConfigError, match=r"flow\.yaml"):
             load_golden_flows(tmp_path)
 
 

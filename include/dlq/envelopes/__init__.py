@@ -55,7 +55,9 @@ def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
     return None if len(kept) == len(names) else kept
 
 
-_keeps: Memo[tuple[str, ...], tuple[int, ...] | None] = Memo(_kept, 1024, lambda names: sum(map(len, names)) <= 4096)
+_keeps: Memo[tuple[str, ...], tuple[int, ...] | None] = Memo(
+    _kept, 1024, lambda names: sum(map(len, names)) <= 4096
+)
 
 
 def strip(headers: Headers) -> Headers:

@@ -18,14 +18,36 @@ from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Range
 
 ENTRY_COLUMNS = (
-    "queue", "source", "part", "place", "pos", "taken_drain", "segment", "row_no", "payload_sha", "size", "reason", "grp", "owner",
-    "target", "correlation_id", "trace_id", "dedupe_key", "origin", "key_hash", "failed_at", "expires_at", "attempts", "return_of",
-)  # fmt: skip
+    "queue",
+    "source",
+    "part",
+    "place",
+    "pos",
+    "taken_drain",
+    "segment",
+    "row_no",
+    "payload_sha",
+    "size",
+    "reason",
+    "grp",
+    "owner",
+    "target",
+    "correlation_id",
+    "trace_id",
+    "dedupe_key",
+    "origin",
+    "key_hash",
+    "failed_at",
+    "expires_at",
+    "attempts",
+    "return_of",
+)
 
 _IN = 500
-_SENT = select(job_entry.c.ordinal, entry.c.id, entry.c.state, entry.c.attempts, job_entry.c.payload_sha).join(
-    entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job)
-)
+_GROUPS = 10_000  # remembered at most: a stranger could make every entry a group of its own
+_SENT = select(
+    job_entry.c.ordinal, entry.c.id, entry.c.state, entry.c.attempts, job_entry.c.payload_sha
+).join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
 
 T = TypeVar("T")
 
@@ -41,32 +63,66 @@ def source_id(tx: Connection, queue: str, uri: str) -> int:
 
     :raises Refused: when the queue was another source before (a recreated topic).
     """
-    found = tx.execute(select(source.c.id, source.c.queue, source.c.retired_at).where(source.c.uri == uri)).first()
-    if found is not None:
-        if found.queue != queue:
-            raise Refused(f"{uri} is drained as queue {found.queue!r} already; one queue file a DLQ")
+    found = tx.execute(
+        select(source.c.id, source.c.queue, source.c.retired_at).where(source.c.uri == uri)
+    ).first()
+    if found is not None and found.queue != queue:
+        raise Refused(f"{uri} is drained as queue {found.queue!r} already; one queue file a DLQ")
+    if found is not None and found.retired_at is None:
         return int(found.id)
-    other = tx.execute(select(source.c.uri).where(source.c.queue == queue, source.c.retired_at.is_(None))).scalar()
+    other = tx.execute(
+        select(source.c.uri).where(source.c.queue == queue, source.c.retired_at.is_(None))
+    ).scalar()
     if other is not None:
         raise Refused(
             f"queue {queue} was {other} and is {uri} now: the topic was recreated, or the file names another. Its positions mean nothing "
             f"here. If that is right, run `dlq ledger adopt-source {queue}`: it starts anew by source.start, entries in custody stay"
         )
-    return int(tx.execute(insert(source).values(queue=queue, uri=uri, seen_at=clock.now()).returning(source.c.id)).scalar_one())
+    if found is not None:
+        return adopt(tx, queue, uri)
+    return int(
+        tx.execute(
+            insert(source).values(queue=queue, uri=uri, seen_at=clock.now()).returning(source.c.id)
+        ).scalar_one()
+    )
 
 
-def retire_source(tx: Connection, queue: str) -> None:
-    """Let the next sight of the queue be a new source; the old one's entries and ranges stay."""
-    tx.execute(update(source).where(source.c.queue == queue, source.c.retired_at.is_(None)).values(retired_at=clock.now()))
+def adopt(tx: Connection, queue: str, uri: str) -> int:
+    """Make ``uri`` the queue's one living source, whatever was before: the others' entries and ranges stay."""
+    others = (source.c.queue == queue, source.c.uri != uri, source.c.retired_at.is_(None))
+    tx.execute(update(source).where(*others).values(retired_at=clock.now()))
+    found = tx.execute(
+        update(source).where(source.c.uri == uri).values(retired_at=None).returning(source.c.id)
+    ).scalar()
+    if found is None:
+        values = {"queue": queue, "uri": uri, "seen_at": clock.now()}
+        found = tx.execute(insert(source).values(**values).returning(source.c.id)).scalar_one()
+    return int(found)
+
+
+def living_uri(tx: Connection, queue: str, uri: str) -> str:
+    """What the queue's source is called now. A truncated topic keeps its id, but its offsets begin to mean something
+    else: it is another source from then on, named ``<uri>#<n>``."""
+    again = source.c.uri.startswith(f"{uri}#", autoescape=True)
+    found = tx.execute(
+        select(source.c.uri).where(source.c.queue == queue, source.c.retired_at.is_(None), again)
+    ).scalar()
+    return uri if found is None else str(found)
 
 
 def positions(tx: Connection, source_row: int) -> dict[int, int]:
     """THE position of each partition: the end of its last range."""
-    last = select(intake.c.part, func.max(intake.c.round).label("round")).where(intake.c.source == source_row).group_by(intake.c.part).subquery()
+    last = (
+        select(intake.c.part, func.max(intake.c.round).label("round"))
+        .where(intake.c.source == source_row)
+        .group_by(intake.c.part)
+        .subquery()
+    )
     rows = tx.execute(
-        select(intake.c.part, intake.c.to_pos).join(last, (intake.c.part == last.c.part) & (intake.c.round == last.c.round))
+        select(intake.c.part, intake.c.to_pos)
+        .join(last, (intake.c.part == last.c.part) & (intake.c.round == last.c.round))
         .where(intake.c.source == source_row, intake.c.to_pos.is_not(None))
-    )  # fmt: skip
+    )
     return {int(r.part): int(r.to_pos) for r in rows}
 
 
@@ -76,26 +132,48 @@ def begin(tx: Connection, source_row: int, drain: str, first: Mapping[int, tuple
         _range(tx, source_row, drain, part, start, end, first=1)
 
 
-def open_ranges(tx: Connection, source_row: int, drain: str, starts: Mapping[int, int], cutoffs: Mapping[int, int]) -> dict[int, int]:
+def open_ranges(
+    tx: Connection, source_row: int, drain: str, starts: Mapping[int, int], cutoffs: Mapping[int, int]
+) -> dict[int, int]:
     """Begin a range for each partition of a pass; returns their rounds."""
-    return {part: _range(tx, source_row, drain, part, start, cutoffs[part], first=0) for part, start in sorted(starts.items())}
+    return {
+        part: _range(tx, source_row, drain, part, start, cutoffs[part], first=0)
+        for part, start in sorted(starts.items())
+    }
 
 
-def _range(tx: Connection, source_row: int, drain: str, part: int, start: int, cutoff: int, *, first: int) -> int:
-    last = tx.execute(select(func.max(intake.c.round)).where(intake.c.source == source_row, intake.c.part == part)).scalar()
+def _range(
+    tx: Connection, source_row: int, drain: str, part: int, start: int, cutoff: int, *, first: int
+) -> int:
+    last = tx.execute(
+        select(func.max(intake.c.round)).where(intake.c.source == source_row, intake.c.part == part)
+    ).scalar()
     number = int(last or 0) + 1
-    values = {"source": source_row, "part": part, "round": number, "drain": drain, "from_pos": start, "to_pos": start}
+    values = {
+        "source": source_row,
+        "part": part,
+        "round": number,
+        "drain": drain,
+        "from_pos": start,
+        "to_pos": start,
+    }
     tx.execute(insert(intake).values(**values, cutoff=cutoff, first=first))
     return number
 
 
 def first_until(tx: Connection, source_row: int) -> dict[int, int]:
     """By partition, the position before which entries belong to the first intake."""
-    rows = tx.execute(select(intake.c.part, intake.c.cutoff).where(intake.c.source == source_row, intake.c.first == 1))
-    return {int(r.part): int(r.cutoff) for r in rows}
+    rows = tx.execute(
+        select(intake.c.part, func.max(intake.c.cutoff).label("until"))
+        .where(intake.c.source == source_row, intake.c.first == 1)
+        .group_by(intake.c.part)
+    )
+    return {int(r.part): int(r.until) for r in rows}
 
 
-def move(tx: Connection, source_row: int, rounds: Mapping[int, int], ranges: Sequence[Range], again: int) -> None:
+def move(
+    tx: Connection, source_row: int, rounds: Mapping[int, int], ranges: Sequence[Range], again: int
+) -> None:
     """Move the positions past a batch.
 
     :raises Fenced: when a partition is not where this process left it: another one lives.
@@ -103,20 +181,32 @@ def move(tx: Connection, source_row: int, rounds: Mapping[int, int], ranges: Seq
     for span in ranges:
         moved = tx.execute(
             update(intake)
-            .where(intake.c.source == source_row, intake.c.part == span.part, intake.c.round == rounds[span.part], intake.c.to_pos == span.from_pos)
+            .where(
+                intake.c.source == source_row,
+                intake.c.part == span.part,
+                intake.c.round == rounds[span.part],
+                intake.c.to_pos == span.from_pos,
+            )
             .values(
-                to_pos=span.to_pos, leader_epoch=span.leader_epoch, again=intake.c.again + again, vanished_max=intake.c.vanished_max + span.vanished
+                to_pos=span.to_pos,
+                leader_epoch=span.leader_epoch,
+                again=intake.c.again + again,
+                vanished_max=intake.c.vanished_max + span.vanished,
             )
         )
         again = 0
         if moved.rowcount != 1:
-            raise Fenced(f"partition {span.part} is no longer at {span.from_pos}: another process takes this queue; this one stops")
+            raise Fenced(
+                f"partition {span.part} is no longer at {span.from_pos}: another process takes this queue; this one stops"
+            )
 
 
 def add_segment(tx: Connection, queue: str, written: Segment, kind: str) -> int:
     return int(
         tx.execute(
-            insert(segment).values(queue=queue, uri=written.uri, sha256=written.sha256, rows=written.rows, kind=kind).returning(segment.c.id)
+            insert(segment)
+            .values(queue=queue, uri=written.uri, sha256=written.sha256, rows=written.rows, kind=kind)
+            .returning(segment.c.id)
         ).scalar_one()
     )
 
@@ -126,26 +216,44 @@ def add_entries(tx: Connection, rows: Sequence[Sequence[Any]]) -> int:
     return insert_rows(tx, entry, ENTRY_COLUMNS, rows, skip_on=("source", "part", "place"))
 
 
-def group_ids(ledger: Ledger, queue: str, epoch: int, groups: Sequence[Group], known: dict[Group, int]) -> None:
+def group_ids(
+    ledger: Ledger, queue: str, epoch: int, groups: Sequence[Group], known: dict[Group, int]
+) -> None:
     """Make sure every group has a row; fills ``known``."""
+    if len(known) > _GROUPS:
+        known.clear()
     missing = [g for g in dict.fromkeys(groups) if g not in known]
     if not missing:
         return
     with ledger.write(queue, epoch) as tx:
         for group in missing:
             same = (
-                (grp.c.queue == queue) & (grp.c.fingerprint == group.fingerprint) & (grp.c.component == group.component)
-                & (grp.c.category == group.category) & (grp.c.remedy == group.remedy) & (grp.c.rule == group.rule) & (grp.c.format == group.format)
-            )  # fmt: skip
+                (grp.c.queue == queue)
+                & (grp.c.fingerprint == group.fingerprint)
+                & (grp.c.component == group.component)
+                & (grp.c.category == group.category)
+                & (grp.c.remedy == group.remedy)
+                & (grp.c.rule == group.rule)
+                & (grp.c.format == group.format)
+            )
             found = tx.execute(select(grp.c.id).where(same)).scalar()
             if found is None:
                 found = tx.execute(
-                    insert(grp).values(
-                        queue=queue, fingerprint=group.fingerprint, signature=group.signature, component=group.component,
-                        error_type=group.error_type, category=group.category, remedy=group.remedy, rule=group.rule, format=group.format,
+                    insert(grp)
+                    .values(
+                        queue=queue,
+                        fingerprint=group.fingerprint,
+                        signature=group.signature,
+                        component=group.component,
+                        error_type=group.error_type,
+                        category=group.category,
+                        remedy=group.remedy,
+                        rule=group.rule,
+                        format=group.format,
                         owner=group.owner,
-                    ).returning(grp.c.id)
-                ).scalar_one()  # fmt: skip
+                    )
+                    .returning(grp.c.id)
+                ).scalar_one()
             known[group] = int(found)
 
 
@@ -167,7 +275,9 @@ def sent_by_ordinal(tx: Connection, claims: Iterable[tuple[str, int]]) -> dict[t
     for job_id, ordinals in by_job.items():
         for some in batched(ordinals, _IN):
             rows = tx.execute(_SENT.where(job_entry.c.job == job_id, job_entry.c.ordinal.in_(some)))
-            found.update({(job_id, int(r.ordinal)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows})
+            found.update(
+                {(job_id, int(r.ordinal)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows}
+            )
     return found
 
 
@@ -175,8 +285,10 @@ def sent_spans(tx: Connection) -> dict[tuple[str, int], tuple[int, int]]:
     """By (target, partition), the first and last position a replay was delivered to."""
     rows = tx.execute(
         select(job.c.target, delivery.c.part, func.min(delivery.c.pos), func.max(delivery.c.pos))
-        .join(job, job.c.id == delivery.c.job).where(delivery.c.pos.is_not(None)).group_by(job.c.target, delivery.c.part)
-    )  # fmt: skip
+        .join(job, job.c.id == delivery.c.job)
+        .where(delivery.c.pos.is_not(None))
+        .group_by(job.c.target, delivery.c.part)
+    )
     return {(str(r[0]), int(r[1])): (int(r[2]), int(r[3])) for r in rows}
 
 
@@ -190,11 +302,16 @@ def sent_by_place(tx: Connection, places: Iterable[tuple[str, int, int]]) -> dic
         for some in batched(positions_, _IN):
             rows = tx.execute(
                 _SENT.add_columns(delivery.c.pos)
-                .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
+                .join(
+                    delivery,
+                    (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal),
+                )
                 .join(job, job.c.id == job_entry.c.job)
                 .where(job.c.target == topic, delivery.c.part == part, delivery.c.pos.in_(some))
             )
-            found.update({(topic, part, int(r.pos)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows})
+            found.update(
+                {(topic, part, int(r.pos)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows}
+            )
     return found
 
 
@@ -202,7 +319,9 @@ def mark_returned(tx: Connection, ids: Sequence[int]) -> None:
     """Entries whose replay came back; in the transaction that takes the new entry."""
     for some in batched(ids, _IN):
         tx.execute(
-            update(entry).where(entry.c.id.in_(some), entry.c.state.in_(("replayed", "confirmed"))).values(state="returned", reason="its replay failed again")
+            update(entry)
+            .where(entry.c.id.in_(some), entry.c.state.in_(("replayed", "confirmed")))
+            .values(state="returned", reason="its replay failed again")
         )
 
 

@@ -20,18 +20,31 @@ def mark(tx: Connection, queue: str) -> tuple[int, int]:
         first = (
             select(func.min(twin.c.id))
             .where(
-                same, twin.c.queue == queue, twin.c.id < entry.c.id, twin.c.duplicate_of.is_(None), twin.c.reason != "conflict",
-                or_(twin.c.return_of == entry.c.return_of, and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None))),
+                same,
+                twin.c.queue == queue,
+                twin.c.id < entry.c.id,
+                twin.c.duplicate_of.is_(None),
+                twin.c.reason != "conflict",
+                or_(
+                    twin.c.return_of == entry.c.return_of,
+                    and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None)),
+                ),
             )
             .scalar_subquery()
-        )  # fmt: skip
+        )
         candidates = tx.execute(
-            select(entry.c.id, entry.c.payload_sha, first.label("twin")).where(_fresh(queue), first.is_not(None))
+            select(entry.c.id, entry.c.payload_sha, first.label("twin")).where(
+                _fresh(queue), first.is_not(None)
+            )
         ).all()
         for row in candidates:
             other = tx.execute(select(entry.c.payload_sha, entry.c.state).where(entry.c.id == row.twin)).one()
             if other.payload_sha == row.payload_sha:
-                tx.execute(update(entry).where(entry.c.id == row.id).values(duplicate_of=row.twin, reason="twin_not_sent"))
+                tx.execute(
+                    update(entry)
+                    .where(entry.c.id == row.id)
+                    .values(duplicate_of=row.twin, reason="twin_not_sent")
+                )
                 twins += 1
             else:
                 tx.execute(update(entry).where(entry.c.id == row.id).values(reason="conflict"))
@@ -40,16 +53,27 @@ def mark(tx: Connection, queue: str) -> tuple[int, int]:
 
 
 def _fresh(queue: str) -> ColumnElement[bool]:
-    return and_(entry.c.queue == queue, entry.c.state == "open", entry.c.reason.in_(("new", "returned", "first_intake")), entry.c.duplicate_of.is_(None))
+    return and_(
+        entry.c.queue == queue,
+        entry.c.state == "open",
+        entry.c.reason.in_(("new", "returned", "first_intake")),
+        entry.c.duplicate_of.is_(None),
+    )
 
 
 def settle(tx: Connection, queue: str, drain: str) -> int:
     """Settle the twins of what was sent; free those whose twin will never be. Returns how many were settled."""
     twin = entry.alias("twin")
-    pairs = select(entry.c.id).join(twin, twin.c.id == entry.c.duplicate_of).where(entry.c.queue == queue, entry.c.state == "open")
+    pairs = (
+        select(entry.c.id)
+        .join(twin, twin.c.id == entry.c.duplicate_of)
+        .where(entry.c.queue == queue, entry.c.state == "open")
+    )
     done = tx.execute(
         update(entry)
-        .where(entry.c.id.in_(pairs.where(twin.c.state.in_(_SENT), twin.c.payload_sha == entry.c.payload_sha)))
+        .where(
+            entry.c.id.in_(pairs.where(twin.c.state.in_(_SENT), twin.c.payload_sha == entry.c.payload_sha))
+        )
         .values(state="duplicate", settled_drain=drain, reason="its twin was sent")
     )
     gone = pairs.where(twin.c.state.in_(("discarded", "handed_back")))

@@ -8,7 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    cast,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from dlq import clock
 from dlq.entry import idempotency_key
@@ -63,7 +75,9 @@ class Cut(msgspec.Struct, frozen=True):
     kind: str = "replay"
 
 
-def propose(ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts: Iterable[Cut], *, expires_s: float) -> str | None:
+def propose(
+    ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts: Iterable[Cut], *, expires_s: float
+) -> str | None:
     """Freeze a plan of jobs; its entries stay as they are until :func:`approve`. Returns its id, None where it has no entry.
 
     ``cuts`` give rows of (entry id, source uri, part, place, segment, row_no, payload_sha), already in sending order.
@@ -74,7 +88,13 @@ def propose(ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts
         plan_id = f"{drain}.p{n}"
         tx.execute(
             insert(plan).values(
-                id=plan_id, queue=queue, drain=drain, stage=stage, hash=f"incomplete:{plan_id}", proposed_at=clock.now(), expires_at=clock.after(expires_s)
+                id=plan_id,
+                queue=queue,
+                drain=drain,
+                stage=stage,
+                hash=f"incomplete:{plan_id}",
+                proposed_at=clock.now(),
+                expires_at=clock.after(expires_s),
             )
         )
         number = tx.execute(select(func.count()).select_from(job).where(job.c.drain == drain)).scalar_one()
@@ -87,16 +107,39 @@ def propose(ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts
                     number += 1
                     tx.execute(
                         insert(job).values(
-                            id=job_id, queue=queue, plan=plan_id, drain=drain, kind=cut.kind, canary=int(cut.canary), target=cut.target, size=0, state="proposed"
+                            id=job_id,
+                            queue=queue,
+                            plan=plan_id,
+                            drain=drain,
+                            kind=cut.kind,
+                            canary=int(cut.canary),
+                            target=cut.target,
+                            size=0,
+                            state="proposed",
                         )
                     )
                     digest.update(f"{cut.kind}\n{cut.target}\n{cut.canary}\n".encode())
                 rows = []
                 for entry_id, uri, part, place, segment_id, row_no, sha in page:
-                    rows.append((job_id, size, entry_id, segment_id, row_no, sha, idempotency_key(f"{uri}/{part}/{place}", sha, cut.target)))
+                    rows.append(
+                        (
+                            job_id,
+                            size,
+                            entry_id,
+                            segment_id,
+                            row_no,
+                            sha,
+                            idempotency_key(f"{uri}/{part}/{place}", sha, cut.target),
+                        )
+                    )
                     digest.update(f"{entry_id} {sha}\n".encode())
                     size += 1
-                insert_rows(tx, job_entry, ("job", "ordinal", "entry", "segment", "row_no", "payload_sha", "idem_key"), rows)
+                insert_rows(
+                    tx,
+                    job_entry,
+                    ("job", "ordinal", "entry", "segment", "row_no", "payload_sha", "idem_key"),
+                    rows,
+                )
         if size:
             with ledger.write(queue, epoch) as tx:
                 tx.execute(update(job).where(job.c.id == job_id).values(size=size))
@@ -115,26 +158,47 @@ def approve(ledger: Ledger, queue: str, epoch: int, plan_id: str, plan_hash: str
     with ledger.write(queue, epoch) as tx:
         found = tx.execute(select(plan).where(plan.c.id == plan_id)).mappings().one()
         if found["hash"] != plan_hash or found["withdrawn_at"]:
-            raise PlanStale(f"plan {plan_id} is not the one that was approved (hash {found['hash'][:12]}, approved {plan_hash[:12]}); look at it again")
+            raise PlanStale(
+                f"plan {plan_id} is not the one that was approved (hash {found['hash'][:12]}, approved {plan_hash[:12]}); look at it again"
+            )
         if found["expires_at"] < clock.now():
-            raise PlanStale(f"plan {plan_id}: the time to start it ended at {found['expires_at']}; make a new plan")
-        for row in tx.execute(select(job.c.id, job.c.size).where(job.c.plan == plan_id, job.c.state == "proposed")).all():
+            raise PlanStale(
+                f"plan {plan_id}: the time to start it ended at {found['expires_at']}; make a new plan"
+            )
+        for row in tx.execute(
+            select(job.c.id, job.c.size).where(job.c.plan == plan_id, job.c.state == "proposed")
+        ).all():
             locked = tx.execute(
                 update(entry)
-                .where(entry.c.id.in_(select(job_entry.c.entry).where(job_entry.c.job == row.id)), entry.c.state == "open")
+                .where(
+                    entry.c.id.in_(select(job_entry.c.entry).where(job_entry.c.job == row.id)),
+                    entry.c.state == "open",
+                )
                 .values(state="planned", job=row.id)
             )
             if locked.rowcount != row.size:
-                raise PlanStale(f"plan {plan_id}: {row.size - locked.rowcount} of its entries are no longer open; make a new plan")
+                raise PlanStale(
+                    f"plan {plan_id}: {row.size - locked.rowcount} of its entries are no longer open; make a new plan"
+                )
             tx.execute(update(job).where(job.c.id == row.id).values(state="approved"))
-        tx.execute(update(plan).where(plan.c.id == plan_id).values(decision=decision_id, approved_at=clock.now()))
+        tx.execute(
+            update(plan).where(plan.c.id == plan_id).values(decision=decision_id, approved_at=clock.now())
+        )
 
 
 def withdraw(ledger: Ledger, queue: str, epoch: int, plan_id: str) -> None:
     """Give up a plan that was never approved."""
     with ledger.write(queue, epoch) as tx:
-        tx.execute(update(plan).where(plan.c.id == plan_id, plan.c.decision.is_(None)).values(withdrawn_at=clock.now()))
-        tx.execute(update(job).where(job.c.plan == plan_id, job.c.state == "proposed").values(state="closed", ended="withdrawn"))
+        tx.execute(
+            update(plan)
+            .where(plan.c.id == plan_id, plan.c.decision.is_(None))
+            .values(withdrawn_at=clock.now())
+        )
+        tx.execute(
+            update(job)
+            .where(job.c.plan == plan_id, job.c.state == "proposed")
+            .values(state="closed", ended="withdrawn")
+        )
 
 
 def plan_hash(tx: Connection, plan_id: str) -> str:
@@ -144,15 +208,27 @@ def plan_hash(tx: Connection, plan_id: str) -> str:
 def find(tx: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
     """Jobs in the order they were made."""
     rows = tx.execute(
-        select(job, plan.c.hash.label("plan_hash")).join(plan, plan.c.id == job.c.plan).where(*conditions).order_by(plan.c.proposed_at, job.c.id)
+        select(job, plan.c.hash.label("plan_hash"))
+        .join(plan, plan.c.id == job.c.plan)
+        .where(*conditions)
+        .order_by(plan.c.proposed_at, job.c.id)
     ).mappings()
     return [
         Job(
-            r["id"], r["plan"], r["plan_hash"], r["drain"], r["kind"], bool(r["canary"]), r["target"], r["size"], r["cursor"], r["state"],
+            r["id"],
+            r["plan"],
+            r["plan_hash"],
+            r["drain"],
+            r["kind"],
+            bool(r["canary"]),
+            r["target"],
+            r["size"],
+            r["cursor"],
+            r["state"],
             json.loads(r["target_from"]) if r["target_from"] else None,
         )
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def get(tx: Connection, job_id: str) -> Job:
@@ -180,26 +256,44 @@ def start(ledger: Ledger, queue: str, epoch: int, job_id: str) -> None:
 def mark_from(ledger: Ledger, queue: str, epoch: int, job_id: str, target_from: Mapping[int, int]) -> None:
     """Write down where the target ended before the job's first output, once."""
     with ledger.write(queue, epoch) as tx:
-        tx.execute(update(job).where(job.c.id == job_id, job.c.target_from.is_(None)).values(target_from=json.dumps({str(p): o for p, o in target_from.items()})))
-
-
-def items(tx: Connection, job_id: str, first: int, limit: int) -> list[Item]:
-    """The next lines still planned, from ordinal ``first`` on."""
-    rows = tx.execute(
-        select(
-            job_entry.c.ordinal, job_entry.c.entry, source.c.uri, entry.c.part, entry.c.place, job_entry.c.segment, job_entry.c.row_no,
-            job_entry.c.payload_sha, job_entry.c.idem_key, entry.c.attempts, entry.c.key_hash, entry.c.origin,
+        tx.execute(
+            update(job)
+            .where(job.c.id == job_id, job.c.target_from.is_(None))
+            .values(target_from=json.dumps({str(p): o for p, o in target_from.items()}))
         )
-        .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job) & (entry.c.state == "planned"))
-        .join(source, source.c.id == entry.c.source)
-        .where(job_entry.c.job == job_id, job_entry.c.ordinal >= first)
-        .order_by(job_entry.c.ordinal)
-        .limit(limit)
-    )  # fmt: skip
-    return [Item(r[0], r[1], f"{r[2]}/{r[3]}/{r[4]}", *r[5:]) for r in rows]
 
 
-def settle(tx: Connection, settled: Job, drain: str, cursor: int, delivered: Sequence[Delivered], sent_at: str) -> int:
+_LINES = (
+    select(
+        job_entry.c.ordinal,
+        job_entry.c.entry,
+        source.c.uri + literal("/") + cast(entry.c.part, Text) + literal("/") + entry.c.place,
+        job_entry.c.segment,
+        job_entry.c.row_no,
+        job_entry.c.payload_sha,
+        job_entry.c.idem_key,
+        entry.c.attempts,
+        entry.c.key_hash,
+        entry.c.origin,
+    )
+    .join(
+        entry,
+        (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job) & (entry.c.state == "planned"),
+    )
+    .join(source, source.c.id == entry.c.source)
+    .order_by(job_entry.c.ordinal)
+)
+
+
+def items(tx: Connection, job_id: str, first: int, until: int, limit: int) -> list[Item]:
+    """The next lines still planned, ordinals ``first`` ≤ n < ``until``."""
+    lines = _LINES.where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < until)
+    return [Item(*row) for row in tx.execute(lines.limit(limit)).tuples()]  # type: ignore[call-arg]
+
+
+def settle(
+    tx: Connection, settled: Job, drain: str, cursor: int, delivered: Sequence[Delivered], sent_at: str
+) -> int:
     """What the target's cursor has passed is sent: settle it, and remember where it went. Returns how many."""
     state = "handed_back" if settled.kind == "hand_back" else "replayed"
     passed = select(job_entry.c.entry).where(job_entry.c.job == settled.id, job_entry.c.ordinal < cursor)
@@ -208,7 +302,11 @@ def settle(tx: Connection, settled: Job, drain: str, cursor: int, delivered: Seq
     done = tx.execute(
         update(entry)
         .where(entry.c.id.in_(passed), entry.c.state == "planned", entry.c.job == settled.id)
-        .values(state=state, settled_drain=drain, reason="sent, outcome not known yet" if state == "replayed" else "handed back to the queue")
+        .values(
+            state=state,
+            settled_drain=drain,
+            reason="sent, outcome not known yet" if state == "replayed" else "handed back to the queue",
+        )
     ).rowcount
     add_deliveries(tx, settled.id, delivered, sent_at)
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
@@ -217,9 +315,12 @@ def settle(tx: Connection, settled: Job, drain: str, cursor: int, delivered: Seq
 
 def add_deliveries(tx: Connection, job_id: str, delivered: Iterable[Delivered], sent_at: str) -> None:
     insert_rows(
-        tx, delivery, ("job", "ordinal", "part", "pos", "ref", "sent_at"),
-        [(job_id, d.ordinal, d.part, d.pos, d.ref, sent_at) for d in delivered], skip_on=("job", "ordinal"),
-    )  # fmt: skip
+        tx,
+        delivery,
+        ("job", "ordinal", "part", "pos", "ref", "sent_at"),
+        [(job_id, d.ordinal, d.part, d.pos, d.ref, sent_at) for d in delivered],
+        skip_on=("job", "ordinal"),
+    )
 
 
 def undelivered(tx: Connection, job_id: str) -> bool:
@@ -237,13 +338,20 @@ def undelivered(tx: Connection, job_id: str) -> bool:
 def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool) -> int:
     """Leave an entry out, before the cursor may pass it; with it, in a queue ordered by key, the later ones of its key."""
     tx.execute(
-        update(entry).where(entry.c.id == item.entry, entry.c.job == job_id, entry.c.state == "planned").values(state="open", job=None, reason=reason)
+        update(entry)
+        .where(entry.c.id == item.entry, entry.c.job == job_id, entry.c.state == "planned")
+        .values(state="open", job=None, reason=reason)
     )
     if not per_key or item.key_hash is None:
         return 1
     later = tx.execute(
         update(entry)
-        .where(entry.c.job == job_id, entry.c.state == "planned", entry.c.key_hash == item.key_hash, entry.c.id > item.entry)
+        .where(
+            entry.c.job == job_id,
+            entry.c.state == "planned",
+            entry.c.key_hash == item.key_hash,
+            entry.c.id > item.entry,
+        )
         .values(state="open", job=None, reason="earlier_entry_of_key")
     )
     return 1 + int(later.rowcount)
@@ -252,7 +360,11 @@ def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool)
 def close(ledger: Ledger, queue: str, epoch: int, job_id: str, ended: str, rest: str) -> int:
     """End a job: what was not sent is open again with reason ``rest``. Returns how many that were."""
     with ledger.write(queue, epoch) as tx:
-        freed = tx.execute(update(entry).where(entry.c.job == job_id, entry.c.state == "planned").values(state="open", job=None, reason=rest))
+        freed = tx.execute(
+            update(entry)
+            .where(entry.c.job == job_id, entry.c.state == "planned")
+            .values(state="open", job=None, reason=rest)
+        )
         tx.execute(update(job).where(job.c.id == job_id).values(state="closed", ended=ended))
     return int(freed.rowcount)
 
@@ -261,7 +373,9 @@ def doubt(ledger: Ledger, queue: str, epoch: int, job_id: str) -> int:
     """The job's cursor is gone from the target: what is planned may or may not have been sent."""
     with ledger.write(queue, epoch) as tx:
         moved = tx.execute(
-            update(entry).where(entry.c.job == job_id, entry.c.state == "planned").values(state="ambiguous", reason="the job's cursor is gone from the target")
+            update(entry)
+            .where(entry.c.job == job_id, entry.c.state == "planned")
+            .values(state="ambiguous", reason="the job's cursor is gone from the target")
         )
         tx.execute(update(job).where(job.c.id == job_id).values(state="closed", ended="cursor lost"))
     return int(moved.rowcount)
@@ -271,7 +385,14 @@ def segment_uris(tx: Connection, ids: Iterable[int]) -> dict[int, tuple[str, str
     """Each segment's uri and file sum."""
     found: dict[int, tuple[str, str]] = {}
     for some in batched(ids, 500):
-        found.update({r.id: (r.uri, r.sha256) for r in tx.execute(select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(some)))})
+        found.update(
+            {
+                r.id: (r.uri, r.sha256)
+                for r in tx.execute(
+                    select(segment.c.id, segment.c.uri, segment.c.sha256).where(segment.c.id.in_(some))
+                )
+            }
+        )
     return found
 
 
@@ -282,13 +403,21 @@ def confirm_below(tx: Connection, job_id: str, first: int, last: int, progress: 
         passed = (
             select(job_entry.c.entry)
             .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
-            .where(delivery.c.job == job_id, delivery.c.ordinal >= first, delivery.c.ordinal < last, delivery.c.part == part, delivery.c.pos < position)
+            .where(
+                delivery.c.job == job_id,
+                delivery.c.ordinal >= first,
+                delivery.c.ordinal < last,
+                delivery.c.part == part,
+                delivery.c.pos < position,
+            )
         )
         done += tx.execute(_confirm.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount
     return done
 
 
-_confirm = update(entry).where(entry.c.state == "replayed").values(state="confirmed", reason="its replay succeeded")
+_confirm = (
+    update(entry).where(entry.c.state == "replayed").values(state="confirmed", reason="its replay succeeded")
+)
 
 
 def confirm_keys(tx: Connection, job_id: str, keys: Iterable[str]) -> int:
@@ -305,7 +434,12 @@ def awaited_keys(tx: Connection, job_id: str, first: int, last: int) -> list[str
     rows = tx.execute(
         select(job_entry.c.idem_key)
         .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
-        .where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < last, entry.c.state == "replayed")
+        .where(
+            job_entry.c.job == job_id,
+            job_entry.c.ordinal >= first,
+            job_entry.c.ordinal < last,
+            entry.c.state == "replayed",
+        )
     )
     return [str(r[0]) for r in rows]
 
@@ -315,9 +449,16 @@ def passed_below(tx: Connection, job_id: str, first: int, last: int, progress: M
     total = 0
     for part, position in progress.items():
         total += tx.execute(
-            select(func.count()).select_from(delivery)
-            .where(delivery.c.job == job_id, delivery.c.ordinal >= first, delivery.c.ordinal < last, delivery.c.part == part, delivery.c.pos < position)
-        ).scalar_one()  # fmt: skip
+            select(func.count())
+            .select_from(delivery)
+            .where(
+                delivery.c.job == job_id,
+                delivery.c.ordinal >= first,
+                delivery.c.ordinal < last,
+                delivery.c.part == part,
+                delivery.c.pos < position,
+            )
+        ).scalar_one()
     return total
 
 
@@ -332,10 +473,30 @@ def outcomes(tx: Connection, job_id: str, first: int, last: int) -> dict[str, in
     return {str(state): int(n) for state, n in rows}
 
 
-def record_decision(tx: Connection, queue: str, who: str, kind: str, subject: str, saw: str, choice: str, drain: str | None = None) -> int:
+def record_decision(
+    tx: Connection,
+    queue: str,
+    who: str,
+    kind: str,
+    subject: str,
+    saw: str,
+    choice: str,
+    drain: str | None = None,
+) -> int:
     """Write a decision down: who, when, what they saw, what they chose."""
     return int(
         tx.execute(
-            insert(decision).values(queue=queue, at=clock.now(), who=who, kind=kind, subject=subject, saw=saw, choice=choice, drain=drain).returning(decision.c.id)
+            insert(decision)
+            .values(
+                queue=queue,
+                at=clock.now(),
+                who=who,
+                kind=kind,
+                subject=subject,
+                saw=saw,
+                choice=choice,
+                drain=drain,
+            )
+            .returning(decision.c.id)
         ).scalar_one()
     )

@@ -15,7 +15,17 @@ GRACE_S = 30.0
 """How long past a lease's end a take-over waits: clocks of two machines differ."""
 
 
-def acquire(ledger: Ledger, name: str, holder: str, *, run_id: str, kind: str, seconds: float, config: str, floor: int = 0) -> int:
+def acquire(
+    ledger: Ledger,
+    name: str,
+    holder: str,
+    *,
+    run_id: str,
+    kind: str,
+    seconds: float,
+    config: str,
+    floor: int = 0,
+) -> int:
     """Take the queue's lease for ``seconds`` and write the holder's row; returns its epoch.
 
     A holder that asks again (a retried task) gets a new epoch, so that its older try is fenced. ``floor`` is the
@@ -31,34 +41,72 @@ def acquire(ledger: Ledger, name: str, holder: str, *, run_id: str, kind: str, s
         if found and held_by and held_by != holder:
             free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
             if clock.iso(free_at) > clock.now():
-                raise QueueBusy(f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at its run: it may be live")
+                raise QueueBusy(
+                    f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at its run: it may be live"
+                )
         epoch = max(int(found["epoch"]) if found else 0, floor) + 1
-        tx.execute(update(queue).where(queue.c.name == name).values(epoch=epoch, holder=holder, lease_until=clock.after(seconds)))
-        unsettled = select(func.count()).select_from(entry).where(entry.c.queue == name, entry.c.settled_drain.is_(None)).scalar_subquery()
+        tx.execute(
+            update(queue)
+            .where(queue.c.name == name)
+            .values(epoch=epoch, holder=holder, lease_until=clock.after(seconds))
+        )
+        unsettled = (
+            select(func.count())
+            .select_from(entry)
+            .where(entry.c.queue == name, entry.c.settled_drain.is_(None))
+            .scalar_subquery()
+        )
         known = tx.execute(select(drain.c.id).where(drain.c.id == holder)).first()
         if known is None:
             current = _incident(tx, name) if kind == "drain" else None
             tx.execute(
                 insert(drain).values(
-                    id=holder, queue=name, run_id=run_id, epoch=epoch, kind=kind, opened_at=clock.now(), config=config,
-                    open_before=unsettled, phase="opened", incident=current,
+                    id=holder,
+                    queue=name,
+                    run_id=run_id,
+                    epoch=epoch,
+                    kind=kind,
+                    opened_at=clock.now(),
+                    config=config,
+                    open_before=unsettled,
+                    phase="opened",
+                    incident=current,
                 )
             )
         else:
             # Opened again: what it took and settled before stays its own, so the account is written down anew.
-            taken = select(func.count()).select_from(entry).where(entry.c.taken_drain == holder).scalar_subquery()
-            settled = select(func.count()).select_from(entry).where(entry.c.settled_drain == holder).scalar_subquery()
+            taken = (
+                select(func.count()).select_from(entry).where(entry.c.taken_drain == holder).scalar_subquery()
+            )
+            settled = (
+                select(func.count())
+                .select_from(entry)
+                .where(entry.c.settled_drain == holder)
+                .scalar_subquery()
+            )
             tx.execute(
-                update(drain).where(drain.c.id == holder)
-                .values(epoch=epoch, closed_at=None, verdict=None, phase="opened", config=config, open_before=unsettled - taken + settled)
+                update(drain)
+                .where(drain.c.id == holder)
+                .values(
+                    epoch=epoch,
+                    closed_at=None,
+                    verdict=None,
+                    phase="opened",
+                    config=config,
+                    open_before=unsettled - taken + settled,
+                )
             )
     return epoch
 
 
 def _incident(tx, name: str) -> int:  # type: ignore[no-untyped-def]
-    found = tx.execute(select(incident.c.id).where(incident.c.queue == name, incident.c.closed_at.is_(None))).scalar()
+    found = tx.execute(
+        select(incident.c.id).where(incident.c.queue == name, incident.c.closed_at.is_(None))
+    ).scalar()
     if found is None:
-        found = tx.execute(insert(incident).values(queue=name, started_at=clock.now()).returning(incident.c.id)).scalar_one()
+        found = tx.execute(
+            insert(incident).values(queue=name, started_at=clock.now()).returning(incident.c.id)
+        ).scalar_one()
     return int(found)
 
 
@@ -66,17 +114,23 @@ def extend(ledger: Ledger, name: str, epoch: int, seconds: float) -> None:
     """Hold the lease until ``seconds`` from now, never shorter than before."""
     with ledger.write(name, epoch) as tx:
         until = clock.after(seconds)
-        tx.execute(update(queue).where(queue.c.name == name, queue.c.lease_until < until).values(lease_until=until))
+        tx.execute(
+            update(queue).where(queue.c.name == name, queue.c.lease_until < until).values(lease_until=until)
+        )
 
 
 def release(ledger: Ledger, name: str, holder: str, epoch: int, verdict: str) -> None:
     """Close the holder's row and free the queue; doing it twice is fine."""
     with ledger.write(name, None) as tx:
         tx.execute(
-            update(drain).where(drain.c.id == holder, drain.c.epoch == epoch).values(closed_at=clock.now(), verdict=verdict, phase="closed")
+            update(drain)
+            .where(drain.c.id == holder, drain.c.epoch == epoch)
+            .values(closed_at=clock.now(), verdict=verdict, phase="closed")
         )
         tx.execute(
-            update(queue).where(queue.c.name == name, queue.c.epoch == epoch, queue.c.holder == holder).values(holder=None, lease_until=None)
+            update(queue)
+            .where(queue.c.name == name, queue.c.epoch == epoch, queue.c.holder == holder)
+            .values(holder=None, lease_until=None)
         )
 
 

@@ -61,7 +61,9 @@ def _queue() -> Column[str]:
     return Column("queue", Text, ForeignKey("queue.name"), nullable=False)
 
 
-about = Table("ledger", metadata, Column("version", Integer, nullable=False), Column("id", Text, nullable=False))
+about = Table(
+    "ledger", metadata, Column("version", Integer, nullable=False), Column("id", Text, nullable=False)
+)
 
 queue = Table(
     "queue",
@@ -122,8 +124,12 @@ intake = Table(  # Kafka: a chain of ranges a partition; the last to_pos is THE 
     Column("to_pos", BigInteger),
     Column("leader_epoch", Integer),
     Column("again", BigInteger, nullable=False, server_default="0"),  # places read that were rows already
-    Column("vanished_max", BigInteger, nullable=False, server_default="0"),  # places retention took unread, at most
-    Column("first", Integer, nullable=False, server_default="0"),  # 1: a first intake, whose entries wait for a decision
+    Column(
+        "vanished_max", BigInteger, nullable=False, server_default="0"
+    ),  # places retention took unread, at most
+    Column(
+        "first", Integer, nullable=False, server_default="0"
+    ),  # 1: a first intake, whose entries wait for a decision
 )
 
 segment = Table(
@@ -161,7 +167,12 @@ grp = Table(  # a failure's signature with what the taxonomy made of it
     Column("signature", Text, nullable=False),
     Column("component", Text, nullable=False),
     Column("error_type", Text, nullable=False),
-    Column("category", Text, CheckConstraint("category IN ('transient','permanent','manual','unknown')"), nullable=False),
+    Column(
+        "category",
+        Text,
+        CheckConstraint("category IN ('transient','permanent','manual','unknown')"),
+        nullable=False,
+    ),
     Column("remedy", Text, nullable=False),
     Column("rule", Text, nullable=False),
     Column("format", Text, nullable=False),
@@ -210,7 +221,9 @@ job = Table(
     Column("cursor", BigInteger, nullable=False, server_default="0"),
     Column("writer", Text),  # the try that writes it now: an older one never opens the target again
     Column("target_from", Text),  # the target's end offsets when the job began, JSON by partition
-    Column("state", Text, CheckConstraint("state IN ('proposed','approved','running','closed')"), nullable=False),
+    Column(
+        "state", Text, CheckConstraint("state IN ('proposed','approved','running','closed')"), nullable=False
+    ),
     Column("ended", Text),  # why it was closed: done, or the reason it stopped
     CheckConstraint("cursor BETWEEN 0 AND size"),
 )
@@ -229,7 +242,13 @@ entry = Table(
     Column("row_no", Integer, nullable=False),
     Column("payload_sha", Text, nullable=False),
     Column("size", Integer, nullable=False),  # bytes of key, value and headers
-    Column("state", Text, CheckConstraint(f"state IN ({_states((*UNSETTLED, *SETTLED))})"), nullable=False, server_default="open"),
+    Column(
+        "state",
+        Text,
+        CheckConstraint(f"state IN ({_states((*UNSETTLED, *SETTLED))})"),
+        nullable=False,
+        server_default="open",
+    ),
     Column("reason", Text, nullable=False, server_default="new"),
     Column("grp", Id, ForeignKey("grp.id"), nullable=False),
     Column("owner", Text),
@@ -251,7 +270,9 @@ entry = Table(
     UniqueConstraint("source", "part", "place"),
     CheckConstraint("duplicate_of <> id"),
     CheckConstraint("return_of <> id"),
-    CheckConstraint("job IS NOT NULL OR state NOT IN ('planned','sending','replayed','confirmed','returned','handed_back')"),
+    CheckConstraint(
+        "job IS NOT NULL OR state NOT IN ('planned','sending','replayed','confirmed','returned','handed_back')"
+    ),
     CheckConstraint(f"(settled_drain IS NULL) = (state IN ({_states(UNSETTLED)}))"),
 )
 
@@ -305,8 +326,12 @@ event = Table(  # a drain's timeline, for the report
     Column("data", Text, nullable=False),  # JSON, no payloads
 )
 
-allowed = Table("allowed", metadata, Column("from_state", Text, primary_key=True), Column("to_state", Text, primary_key=True))
-
+allowed = Table(
+    "allowed",
+    metadata,
+    Column("from_state", Text, primary_key=True),
+    Column("to_state", Text, primary_key=True),
+)
 
 
 def _partial(name: str, *columns: str, where: str) -> None:
@@ -362,5 +387,7 @@ def triggers(dialect: str) -> list[str]:
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN "
             f"RAISE EXCEPTION '{message}' USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {outcome}; END $$"
         )
-        statements.append(f"CREATE TRIGGER {name} BEFORE {when} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
+        statements.append(
+            f"CREATE TRIGGER {name} BEFORE {when} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"
+        )
     return statements

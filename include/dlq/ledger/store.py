@@ -50,7 +50,9 @@ class Ledger:
             with engine.connect() as connection:
                 if not inspect(connection).has_table("ledger"):
                     raise _absent(url)
-                version, ledger_id = connection.execute(select(schema.about.c.version, schema.about.c.id)).one()
+                version, ledger_id = connection.execute(
+                    select(schema.about.c.version, schema.about.c.id)
+                ).one()
                 if engine.dialect.name == "postgresql":
                     mode = connection.execute(text("SHOW synchronous_commit")).scalar_one()
                     if mode == "off":
@@ -58,9 +60,13 @@ class Ledger:
                             f"ledger {_shown(url)}: synchronous_commit is off, a crash could forget what was sent; turn it on"
                         )
         except OperationalError as error:
-            raise LedgerError(f"ledger {_shown(url)} can't be reached: {error.orig}; is the database up?") from error
+            raise LedgerError(
+                f"ledger {_shown(url)} can't be reached: {error.orig}; is the database up?"
+            ) from error
         if version != schema.VERSION:
-            raise ConfigError(f"ledger {_shown(url)} has version {version}, this code {schema.VERSION}: install the matching release")
+            raise ConfigError(
+                f"ledger {_shown(url)} has version {version}, this code {schema.VERSION}: install the matching release"
+            )
         return cls(engine, ledger_id)
 
     @classmethod
@@ -73,10 +79,16 @@ class Ledger:
                     schema.metadata.create_all(connection)
                     for statement in schema.triggers(engine.dialect.name):
                         connection.exec_driver_sql(statement)
-                    connection.execute(insert(schema.allowed), [{"from_state": a, "to_state": b} for a, b in schema.ALLOWED])
-                    connection.execute(insert(schema.about), {"version": schema.VERSION, "id": uuid.uuid4().hex})
+                    connection.execute(
+                        insert(schema.allowed), [{"from_state": a, "to_state": b} for a, b in schema.ALLOWED]
+                    )
+                    connection.execute(
+                        insert(schema.about), {"version": schema.VERSION, "id": uuid.uuid4().hex}
+                    )
         except OperationalError as error:
-            raise LedgerError(f"ledger {_shown(url)} can't be created: {error.orig}; does the folder or database exist?") from error
+            raise LedgerError(
+                f"ledger {_shown(url)} can't be created: {error.orig}; does the folder or database exist?"
+            ) from error
         engine.dispose()
         return cls.open(url)
 
@@ -110,11 +122,15 @@ class Ledger:
         try:
             with self._engine.connect().execution_options(dlq_write=True) as connection, connection.begin():
                 if epoch is not None:
-                    holds = select(schema.queue.c.epoch).where(schema.queue.c.name == queue, schema.queue.c.epoch == epoch)
+                    holds = select(schema.queue.c.epoch).where(
+                        schema.queue.c.name == queue, schema.queue.c.epoch == epoch
+                    )
                     if self.dialect == "postgresql":
                         holds = holds.with_for_update(read=True)
                     if connection.execute(holds).first() is None:
-                        raise Fenced(f"queue {queue}: another holder took the lease after epoch {epoch}; this process stops")
+                        raise Fenced(
+                            f"queue {queue}: another holder took the lease after epoch {epoch}; this process stops"
+                        )
                 yield connection
         except OperationalError as error:
             raise LedgerError(f"the ledger did not take the write: {error.orig}") from error
@@ -148,7 +164,9 @@ def insert_rows(
 
 
 @lru_cache(maxsize=64)
-def _insert(dialect: str, table: Table, columns: tuple[str, ...], rows: int, skip_on: tuple[str, ...] | None) -> str:
+def _insert(
+    dialect: str, table: Table, columns: tuple[str, ...], rows: int, skip_on: tuple[str, ...] | None
+) -> str:
     mark = "?" if dialect == "sqlite" else "%s"
     row = f"({', '.join([mark] * len(columns))})"
     skip = f" ON CONFLICT ({', '.join(skip_on)}) DO NOTHING" if skip_on else ""
@@ -160,7 +178,9 @@ def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ConfigError("ledger: not a database URL; write sqlite:////absolute/path.db or postgresql+psycopg://…") from None
+        raise ConfigError(
+            "ledger: not a database URL; write sqlite:////absolute/path.db or postgresql+psycopg://…"
+        ) from None
     if parsed.get_backend_name() not in _PARAMETERS:
         raise ConfigError(f"ledger: {parsed.get_backend_name()} is not supported; use sqlite or postgresql")
     if parsed.drivername == "postgresql":
@@ -172,13 +192,21 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(raw: Any, _record: Any) -> None:
         raw.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_BUSY_MS}", "foreign_keys=ON", "cache_size=-65536"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            f"busy_timeout={_BUSY_MS}",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+        ):
             raw.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A writer that began as a reader would fail with "database is locked" instead of waiting its turn.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("dlq_write") else "BEGIN")
+        connection.exec_driver_sql(
+            "BEGIN IMMEDIATE" if connection.get_execution_options().get("dlq_write") else "BEGIN"
+        )
 
     return engine
 
@@ -192,4 +220,6 @@ def _shown(url: str) -> str:
 
 
 def _absent(url: str) -> ConfigError:
-    return ConfigError(f"there is no ledger at {_shown(url)}: create it with `dlq ledger create` (once, by hand)")
+    return ConfigError(
+        f"there is no ledger at {_shown(url)}: create it with `dlq ledger create` (once, by hand)"
+    )

@@ -10,12 +10,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from dlq import kafka
 from dlq.config import KafkaSource
-from dlq.entry import Record
+from dlq.entry import Headers, Record
 from dlq.errors import Refused, SourceError
-from dlq.ports import Batch, Connections, Depth, Range
+from dlq.ports import Batch, Connections, Depth, Echo, Range
 
 _SLICE_S = 0.1  # consume() waits for its full count or this long
-_PROBE = 100  # records of the first slice, before their size is known
+_PROBE = 16  # records of the first slice, before their size is known: 16 MiB at the broker's usual largest
 
 
 class KafkaDlq:
@@ -30,6 +30,7 @@ class KafkaDlq:
         self._connection = connections(config.connection)
         self._topic = config.topic
         self._start = config.start
+        self._queue = queue
         self._group = f"dlq-drain.{queue}"
         admin = kafka.admin(self._connection)
         cluster = kafka.cluster_id(admin)
@@ -44,33 +45,52 @@ class KafkaDlq:
         return Depth(sum(by_part.values()), by_part)
 
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
-        self._memory = json.dumps({"ledger": ledger_id, "epoch": epoch})
+        self._memory = _metadata(ledger_id, epoch)
         marks = kafka.watermarks(self._consumer, self._topic, self._parts)
         for part, position in positions.items():
             if part in marks and position > marks[part][1]:
                 raise Refused(
                     f"{self._topic}/{part} ends at {marks[part][1]}, before our position {position}: it was truncated. "
-                    f"Find out what was lost, then `dlq ledger forget-positions` starts it anew by source.start"
+                    f"Find out what was lost, then `dlq ledger adopt-source {self._queue}` starts it anew by source.start"
                 )
         findings = []
-        for part, (offset, metadata) in kafka.committed(self._consumer, self._topic, self._parts).items():
-            memory = _memory(metadata)
-            if memory.get("ledger", ledger_id) != ledger_id:
+        echoes = self.echoes()
+        for part, echo in echoes.items():
+            offset = echo.position
+            if echo.ledger not in (None, ledger_id):
                 raise Refused(
-                    f"{self._topic}/{part}: group {self._group} was committed by another ledger ({memory['ledger']}). Two ledgers on one "
-                    "queue would replay twice: use that one, or run `dlq ledger rebuild` on this one"
+                    f"{self._topic}/{part}: group {self._group} was committed by another ledger ({echo.ledger}). Two ledgers on one "
+                    f"queue would replay twice: use that one, or run `dlq ledger rebuild {self._queue}` on this one"
                 )
-            if int(memory.get("epoch", 0)) > epoch or offset > positions.get(part, -1):
+            if echo.epoch > epoch or offset > positions.get(part, -1):
                 raise Refused(
                     f"{self._topic}/{part}: group {self._group} stands at {offset}, the ledger at {positions.get(part, 'nothing')}: the ledger "
-                    "is older than the world (restored or lost). Run `dlq ledger rebuild`"
+                    f"is older than the world (restored or lost). Run `dlq ledger rebuild {self._queue}`"
                 )
             if offset < positions.get(part, offset):
-                findings.append(f"{self._topic}/{part}: the group's offset {offset} is behind the ledger's {positions[part]}; the ledger's holds")
-        missing = len(positions) - len(kafka.committed(self._consumer, self._topic, list(positions)) if positions else {})
-        if missing:
-            findings.append(f"{self._topic}: the group's offset is gone for {missing} partition(s); the ledger's position holds")
+                findings.append(
+                    f"{self._topic}/{part}: the group's offset {offset} is behind the ledger's {positions[part]}; the ledger's holds"
+                )
+        if missing := positions.keys() - echoes.keys():
+            findings.append(
+                f"{self._topic}: the group's offset is gone for {len(missing)} partition(s); the ledger's position holds"
+            )
         return findings
+
+    def remember(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> None:
+        try:
+            self._consumer.commit(
+                offsets=kafka.positions(positions, self._topic, _metadata(ledger_id, epoch)),
+                asynchronous=False,
+            )
+        except KafkaException as error:
+            raise SourceError(
+                f"{self._topic}: offsets can't be committed: {kafka.reason(error)}; run it again"
+            ) from error
+
+    def echoes(self) -> dict[int, Echo]:
+        committed = kafka.committed(self._consumer, self._topic, self._parts)
+        return {part: _echo(offset, metadata) for part, (offset, metadata) in committed.items()}
 
     def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> KafkaPass:
         wanted = [p for p in self._parts if parts is None or p in parts]
@@ -98,7 +118,9 @@ class KafkaDlq:
             marks = kafka.watermarks(witness, self._topic, sorted({s.part for s in spans}))
             for span in spans:
                 start = max(span.from_pos, marks[span.part][0])
-                reading = KafkaPass(witness, self._topic, {span.part: start}, {span.part: (start, span.to_pos)}, None)
+                reading = KafkaPass(
+                    witness, self._topic, {span.part: start}, {span.part: (start, span.to_pos)}, None
+                )
                 while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
                     yield [(r.part, r.place, r.pos or 0) for r in batch.records]
         finally:
@@ -115,7 +137,12 @@ class KafkaPass:
     """
 
     def __init__(
-        self, client: Consumer, topic: str, starts: Mapping[int, int], marks: Mapping[int, tuple[int, int]], memory: str | None
+        self,
+        client: Consumer,
+        topic: str,
+        starts: Mapping[int, int],
+        marks: Mapping[int, tuple[int, int]],
+        memory: str | None,
     ) -> None:
         self.starts = dict(starts)
         self.cutoffs = {p: max(marks[p][1], starts[p]) for p in starts}
@@ -131,20 +158,30 @@ class KafkaPass:
 
     def read(self, max_entries: int, max_bytes: int, max_seconds: float) -> Batch | None:
         if self._error is not None:
-            raise SourceError(f"{self._topic}: reading stopped: {self._error.str()}; what was read before is in custody")
+            raise SourceError(
+                f"{self._topic}: reading stopped: {self._error.str()}; what was read before is in custody"
+            )
         if not self._reading:
             return None
         begun = dict(self._next)
         epochs: dict[int, int | None] = {}
         records: list[Record] = []
         size, until = 0, time.monotonic() + max_seconds
-        while self._reading and self._error is None and len(records) < max_entries and size < max_bytes and time.monotonic() < until:
+        while (
+            self._reading
+            and self._error is None
+            and len(records) < max_entries
+            and size < max_bytes
+            and time.monotonic() < until
+        ):
             room = max_entries - len(records)
             count = min(room, (max_bytes - size) // self._largest + 1) if self._largest else min(room, _PROBE)
             for message in self._consume(count):
                 size += self._take(message, records, epochs)
         ranges = [
-            Range(p, begun[p], self._next[p], epochs.get(p), self._vanished.pop(p, 0)) for p in begun if self._next[p] > begun[p]
+            Range(p, begun[p], self._next[p], epochs.get(p), self._vanished.pop(p, 0))
+            for p in begun
+            if self._next[p] > begun[p]
         ]
         return Batch(records, ranges)
 
@@ -159,7 +196,7 @@ class KafkaPass:
         error = message.error()
         if error is not None:
             if error.code() == KafkaError._PARTITION_EOF:
-                if part in self._reading and offset is not None and part is not None:
+                if part in self._reading and offset is not None:
                     self._reach(part, offset)
             else:
                 # The client would move on past a corrupt batch: only the end of a partition is no error.
@@ -173,16 +210,21 @@ class KafkaPass:
         key, value = message.key(), message.value()
         flaw = None
         try:
-            headers = tuple(message.headers() or ())
+            headers: Headers = tuple(message.headers() or ())  # type: ignore[arg-type]
         except (UnicodeDecodeError, KafkaException, SystemError):
             headers, flaw = (), "unrepresentable_headers"
         kind, timestamp = message.timestamp()
-        records.append(Record(part, str(offset), offset, key, value, headers, timestamp if kind else None, flaw))
+        records.append(
+            Record(part, str(offset), offset, key, value, headers, timestamp if kind else None, flaw)
+        )
         self._next[part] = offset + 1
         epochs[part] = message.leader_epoch()
         if offset + 1 >= self.cutoffs[part]:
             self._reach(part, offset + 1)
         length = len(key or b"") + len(value or b"") + 64
+        for _, content in headers:  # stack traces travel here
+            if content:
+                length += len(content)
         if length > self._largest:
             self._largest = length
         return length
@@ -204,17 +246,25 @@ class KafkaPass:
         if self._memory is None or not positions:
             return
         try:
-            self._client.commit(offsets=kafka.positions(positions, self._topic, self._memory), asynchronous=False)
+            self._client.commit(
+                offsets=kafka.positions(positions, self._topic, self._memory), asynchronous=False
+            )
         except KafkaException as error:
-            raise SourceError(f"{self._topic}: offsets can't be committed: {kafka.reason(error)}; the ledger's position holds") from error
+            raise SourceError(
+                f"{self._topic}: offsets can't be committed: {kafka.reason(error)}; the ledger's position holds"
+            ) from error
 
     def close(self) -> None:
         self._client.unassign()
 
 
-def _memory(metadata: str | None) -> dict[str, str]:
+def _metadata(ledger_id: str, epoch: int) -> str:
+    return json.dumps({"ledger": ledger_id, "epoch": epoch})
+
+
+def _echo(offset: int, metadata: str | None) -> Echo:
     try:
         found = json.loads(metadata or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Echo(offset, found.get("ledger"), int(found.get("epoch", 0)))
+    except (ValueError, TypeError, AttributeError):  # not ours: somebody committed by hand
+        return Echo(offset, None, 0)

@@ -80,10 +80,19 @@ class KafkaReplay:
                     "set target.allow_compacted: true if that is right"
                 )
         try:
-            with KafkaWriter(self._connection, self._config, "preflight", self._config.allow[0], self._topic(self._config.allow[0]), "") as probe:
+            with KafkaWriter(
+                self._connection,
+                self._config,
+                "preflight",
+                self._config.allow[0],
+                self._topic(self._config.allow[0]),
+                "",
+            ) as probe:
                 probe.cursor()
         except TargetError as error:
-            problems.append(f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups with prefix dlq-drain.")
+            problems.append(
+                f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups with prefix dlq-drain."
+            )
         return problems
 
     def _topic(self, name: str) -> _Topic:
@@ -91,14 +100,25 @@ class KafkaReplay:
             _, parts = kafka.topic(self._admin, name, "target.allow")
             try:
                 resource = ConfigResource(ResourceType.TOPIC, name)
-                settings = self._admin.describe_configs([resource], request_timeout=kafka.TIMEOUT_S)[resource].result(kafka.TIMEOUT_S)
+                settings = self._admin.describe_configs([resource], request_timeout=kafka.TIMEOUT_S)[
+                    resource
+                ].result(kafka.TIMEOUT_S)
             except (KafkaException, TimeoutError) as error:
-                raise TargetError(f"topic {name!r}: its configuration can't be read: {kafka.reason(error)}; grant DESCRIBE_CONFIGS") from error
+                raise TargetError(
+                    f"topic {name!r}: its configuration can't be read: {kafka.reason(error)}; grant DESCRIBE_CONFIGS"
+                ) from error
             value = {key: entry.value for key, entry in settings.items()}
             bounds = [
-                bound for bound in (int(value.get("retention.ms") or -1) // 2, int(value.get("message.timestamp.before.max.ms") or -1)) if bound > 0
+                bound
+                for bound in (
+                    int(value.get("retention.ms") or -1) // 2,
+                    int(value.get("message.timestamp.before.max.ms") or -1),
+                )
+                if bound > 0
             ]
-            self._topics[name] = _Topic(len(parts), "compact" in str(value.get("cleanup.policy")), min(bounds, default=None))
+            self._topics[name] = _Topic(
+                len(parts), "compact" in str(value.get("cleanup.policy")), min(bounds, default=None)
+            )
         return self._topics[name]
 
     def ends(self, topic: str) -> dict[int, int]:
@@ -118,7 +138,9 @@ class KafkaReplay:
         try:
             for name in self._config.allow:
                 marks = kafka.watermarks(client, name, list(range(self._topic(name).partitions)))
-                then = client.offsets_for_times([TopicPartition(name, part, since) for part in marks], timeout=kafka.TIMEOUT_S)
+                then = client.offsets_for_times(
+                    [TopicPartition(name, part, since) for part in marks], timeout=kafka.TIMEOUT_S
+                )
                 total += sum(marks[p.partition][1] - p.offset for p in then if p.offset >= 0)
         except KafkaException as error:
             raise TargetError(f"target topics can't be counted: {kafka.reason(error)}") from error
@@ -135,11 +157,23 @@ class KafkaReplay:
         try:
             marks = kafka.watermarks(client, topic, list(range(self._topic(topic).partitions)))
             spans = [Range(p, max(start.get(p, low), low), high) for p, (low, high) in marks.items()]
-            reading = KafkaPass(client, topic, {s.part: s.from_pos for s in spans}, {s.part: (s.from_pos, s.to_pos) for s in spans}, None)
+            reading = KafkaPass(
+                client,
+                topic,
+                {s.part: s.from_pos for s in spans},
+                {s.part: (s.from_pos, s.to_pos) for s in spans},
+                None,
+            )
             while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
-                yield [ours for record in batch.records if (ours := _ours(record.headers, record.part, record.pos or 0)) is not None]
+                yield [
+                    ours
+                    for record in batch.records
+                    if (ours := _ours(record.headers, record.part, record.pos or 0)) is not None
+                ]
         except SourceError as error:
-            raise TargetError(f"target {topic!r} can't be read as a witness: {error}; grant READ on it") from error
+            raise TargetError(
+                f"target {topic!r} can't be read as a witness: {error}; grant READ on it"
+            ) from error
         finally:
             client.close()
 
@@ -150,9 +184,13 @@ class KafkaReplay:
             self._config.group, [TopicPartition(topic, part) for part in range(self._topic(topic).partitions)]
         )
         try:
-            found = self._admin.list_consumer_group_offsets([asked], request_timeout=kafka.TIMEOUT_S)[self._config.group].result(kafka.TIMEOUT_S)
+            found = self._admin.list_consumer_group_offsets([asked], request_timeout=kafka.TIMEOUT_S)[
+                self._config.group
+            ].result(kafka.TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
-            raise TargetError(f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; grant DESCRIBE on it") from error
+            raise TargetError(
+                f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; grant DESCRIBE on it"
+            ) from error
         positions = {p.partition: p.offset for p in found.topic_partitions if p.offset >= 0}
         return positions or None
 
@@ -180,14 +218,22 @@ class KafkaWriter:
     a transaction could end the next one).
     """
 
-    def __init__(self, connection: Connection, config: KafkaTarget, job: str, topic: str, about: _Topic, metadata: str) -> None:
+    def __init__(
+        self, connection: Connection, config: KafkaTarget, job: str, topic: str, about: _Topic, metadata: str
+    ) -> None:
         self._connection = connection
         self._topic = topic
         self._about = about
         self._group = f"dlq-drain.{job}"
         self._metadata = metadata
         self._settings = kafka.producer_config(
-            connection, **SETTINGS, **{"transactional.id": self._group, "partitioner": config.partitioner, "message.max.bytes": 64 << 20}
+            connection,
+            **SETTINGS,
+            **{
+                "transactional.id": self._group,
+                "partitioner": config.partitioner,
+                "message.max.bytes": 64 << 20,
+            },
         )
         self._failed: list[tuple[int, KafkaError]] = []
         self._sent: list[Delivered] = []
@@ -199,7 +245,9 @@ class KafkaWriter:
         self._membership = self._reader.consumer_group_metadata()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._reader.close()
         self._producer.purge()
         self._producer.flush(0)
@@ -223,7 +271,11 @@ class KafkaWriter:
         produce, topic = self._producer.produce, self._topic
         for output in outputs:
             place: dict[str, Any] = {}
-            if output.key is None and output.origin_part is not None and output.origin_part < self._about.partitions:
+            if (
+                output.key is None
+                and output.origin_part is not None
+                and output.origin_part < self._about.partitions
+            ):
                 place["partition"] = output.origin_part
             stamp = output.timestamp_ms
             if stamp is not None and stamp > 0 and (oldest is None or stamp >= oldest):
@@ -231,7 +283,14 @@ class KafkaWriter:
             report = _Report(self, output.ordinal)
             while True:
                 try:
-                    produce(topic, value=output.value, key=output.key, headers=list(output.headers), on_delivery=report, **place)
+                    produce(
+                        topic,
+                        value=output.value,
+                        key=output.key,
+                        headers=list(output.headers),
+                        on_delivery=report,
+                        **place,
+                    )
                     break
                 except BufferError:
                     self._producer.poll(0.05)
@@ -261,12 +320,16 @@ class KafkaWriter:
             except KafkaException as error:
                 fault = error.args[0]
                 if fault.code() in _FENCED or fault.fatal():
-                    raise Fenced(f"{self._group}: another writer of this job took over; this one stops") from None
+                    raise Fenced(
+                        f"{self._group}: another writer of this job took over; this one stops"
+                    ) from None
                 if fault.retriable() and time.monotonic() < until:
                     continue
                 if fault.txn_requires_abort():
                     self._abort()
-                raise TargetError(f"{self._topic}: {getattr(call, '__name__', 'transaction')}: {fault.str()}; the cursor says where to go on") from error
+                raise TargetError(
+                    f"{self._topic}: {getattr(call, '__name__', 'transaction')}: {fault.str()}; the cursor says where to go on"
+                ) from error
 
     def _abort(self) -> None:
         try:
@@ -282,7 +345,9 @@ class KafkaWriter:
             raise Unproducible(ordinal, _NEVER[fault.code()]) from None
         if fault.code() in _FENCED or fault.fatal():
             raise Fenced(f"{self._group}: another writer of this job took over; this one stops")
-        raise TargetError(f"{self._topic}: ordinal {ordinal} was not delivered: {fault.str()}; the cursor says where to go on")
+        raise TargetError(
+            f"{self._topic}: ordinal {ordinal} was not delivered: {fault.str()}; the cursor says where to go on"
+        )
 
 
 class _Report:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk.exceptions import AirflowSkipException
 
 from dlq_runbook.drains import Stopped, airflow_errors, attach
 from dlq_runbook.forms import body, is_for, label, person, short
@@ -99,14 +96,14 @@ class PlanApproval(ApprovalOperator):
         with airflow_errors(), attach(self.queue_name, context) as drain:
             hold(drain, SWEEP_S)
             proposal = self.proposal(drain, context)
-            choice, why = self.REJECT, "no answer in time" if timed_out else "their choice"
+            choice, why = self.REJECT, "no answer in time" if timed_out else "as they chose"
             if chosen != self.REJECT:
                 if is_for(chosen, proposal.digest):
                     choice = self.APPROVE
                 else:
                     why = (
-                        f"the form was for another plan ({chosen}), this is {short(proposal.digest)}. Airflow "
-                        "keeps the first form of a cleared task: start a new run to be asked about this one"
+                        f"the form was for another plan ({chosen}), this is {short(proposal.digest)}. "
+                        "Airflow keeps the first form of a cleared task: start a new run to be asked anew"
                     )
             decided = self.decide(drain, proposal, who, choice, why)
         return self.go(context, decided)
@@ -118,13 +115,17 @@ class PlanApproval(ApprovalOperator):
 
     def decide(self, drain: Drain, proposal: Proposal, who: str, choice: str, why: str) -> dict[str, Any]:
         """Write the decision down: who, when, what they saw, what they chose."""
-        from dlq.ledger.jobs import record_decision
+        from dlq.decisions import record
 
-        with drain.ledger.write(drain.queue, None) as tx:
-            saw = "; ".join(proposal.facts)
-            number = record_decision(
-                tx, drain.queue, who, self.task_id, proposal.digest, saw, choice.lower(), drain.id
-            )
+        number = record(
+            drain,
+            drain.queue,
+            who=who,
+            kind=self.task_id,
+            subject=proposal.digest,
+            saw="; ".join(proposal.facts),
+            choice=choice.lower(),
+        )
         decided = {"choice": choice, "hash": proposal.digest, "decision": number, "who": who}
         said = f"{choice} of plan {short(proposal.digest)} by {who}: {why}"
         if choice == self.REJECT:
@@ -163,67 +164,3 @@ class PlanApproval(ApprovalOperator):
 
     def on_kill(self) -> NoReturn:
         raise Stopped("told to stop before the decision was written down")
-
-
-class ApproveFix(PlanApproval):
-    """Decide on the proposed fixes."""
-
-    def policy(self, approval: Approval) -> str:
-        return approval.fix
-
-    def proposal(self, drain: Drain, context: Context) -> Proposal:
-        proposed = context["ti"].xcom_pull(task_ids="propose_fix")
-        fixes = proposed["fixes"]
-        if not fixes:
-            raise AirflowSkipException(f"Nothing to approve: {proposed['said']}")
-        waiting = sum(fix["entries"] for fix in fixes)
-        outside = sum(not fix["within_policy"] for fix in fixes)
-        return Proposal(
-            digest=proposed["hash"],
-            subject=f"Queue {drain.queue}: raise {len(fixes)} limit(s) of plugins?",
-            facts=(
-                f"Drain `{drain.id}`, plan `{short(proposed['hash'])}`",
-                f"{len(fixes)} limit(s) would be raised; {waiting:,} entries wait for it",
-                f"{outside} of them outside the bounds of the queue's file"
-                if outside
-                else "All within the bounds of the queue's file",
-                "Approve: the limits are raised, a few entries tried, the rest follows; if they fail, it is undone",
-                "Reject: nothing changes, and the entries stay open",
-            ),
-            untrusted="\n".join(
-                f"{fix['plugin']}: {fix['resource']} {fix['current']} -> {fix['proposed']} "
-                f"(peak need {fix['peak_need']}, ceiling {fix['ceiling']}; {fix['entries']} entries)"
-                for fix in fixes
-            ),
-            within_policy=not outside,
-        )
-
-    def rehearse(self, proposal: Proposal, how: str) -> dict[str, Any]:
-        super().rehearse(proposal, how)
-        raise AirflowSkipException("Dry run: nothing is applied")
-
-
-class ApproveDr(PlanApproval):
-    """Decide whether a drain of a very deep queue goes on, now that its backup is known to be good."""
-
-    def policy(self, approval: Approval) -> str:
-        return approval.dr
-
-    def proposal(self, drain: Drain, context: Context) -> Proposal:
-        guarded = context["ti"].xcom_pull(task_ids="guard_data_loss", key="guarded")
-        verified = context["ti"].xcom_pull(task_ids="invoke_dr_plan")
-        seen = json.dumps([drain.id, guarded, verified], sort_keys=True)
-        return Proposal(
-            digest=hashlib.sha256(seen.encode()).hexdigest(),
-            subject=f"Queue {drain.queue}: go on with {guarded['outstanding']:,} dead letters?",
-            facts=(
-                f"Drain `{drain.id}`",
-                f"{guarded['outstanding']:,} entries are outstanding; the limit is {guarded['limit']:,}",
-                f"{verified['verified_entries']:,} entries in {verified['verified_segments']:,} archive segments "
-                "were read back, every sum right: they can be restored",
-                "Approve: entries are replayed, a canary first",
-                "Reject: nothing is replayed, everything stays in custody, open",
-            ),
-            untrusted="",
-            within_policy=True,
-        )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dlq.drain import Drain
 
 MARGIN_S = 20.0
-"""Between a stage's deadline and its execution timeout: time to close what is open and to say where it stopped."""
+"""Between a stage's deadline and its execution timeout: time to close what is open and say so."""
 DEFAULT_TIMEOUT_S = 300.0
 PROGRESS_EVERY_S = 5.0
 
@@ -23,8 +23,8 @@ PROGRESS_EVERY_S = 5.0
 class DlqOperator(BaseOperator):
     """One stage of the runbook: attaches to the run's drain, calls the core, returns its small result.
 
-    A subclass says what to call in :meth:`stage`. What a retry can't heal fails at once; the rest is retried, and
-    goes on where it stopped: every stage may be repeated.
+    A subclass says what to call in :meth:`stage`. What a retry can't heal fails at once; the rest is retried,
+    and goes on where it stopped: every stage may be repeated.
 
     :param queue_name: The queue's name, the stem of its file.
     """

@@ -34,8 +34,8 @@ class BrokenQueue(BaseOperator):
         with airflow_errors():
             load_queue(self.queue_name)
         raise AirflowFailException(
-            f"When this Dag was parsed: {self.error}. Its file reads well now: wait until the Dag processor has "
-            "seen it (the graph changes), then trigger again"
+            f"When this Dag was parsed: {self.error}. Its file reads well now: wait until the Dag processor "
+            "has seen it (the graph changes), then trigger again"
         )
 
 
@@ -48,7 +48,7 @@ def broken_dag(kind: str, queue_name: str, error: Exception) -> DAG:
     with DAG(
         dag_id=f"dlq_{kind}__{re.sub(r'[^A-Za-z0-9_.-]', '_', queue_name)}",
         description=f"Broken: the file of queue {queue_name} can't be used",
-        doc_md=f"# The file of this queue can't be used\n\n{fenced(said)}\n\nMend it: this becomes the runbook then.",
+        doc_md=f"# This queue's file can't be used\n\n{fenced(said)}\n\nMend it.",
         schedule=None,
         catchup=False,
         is_paused_upon_creation=False,

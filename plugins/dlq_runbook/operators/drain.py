@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.configuration import conf as airflow_conf
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dlq.errors import ConfigError
+from dlq.errors import ConfigError, Refused
 from dlq_runbook.connections import connection
-from dlq_runbook.drains import conf, configuration, is_dry, look, run_key
+from dlq_runbook.drains import conf, configuration, is_dry, look, rehearse, run_key
 from dlq_runbook.links import ReportLink
 from dlq_runbook.operators.base import DlqOperator
 
@@ -39,7 +39,7 @@ class OpenDrain(DlqOperator):
 
         if is_dry(context):
             self.log.info("Dry run: every stage says what it would do, and changes nothing")
-            return look(self.queue_name, context)
+            return rehearse(self.queue_name, context)
         config = configuration(self.queue_name, context)
         check_reach(config, airflow_conf.get("core", "executor"))
         run_id = run_key(context["dag_run"].dag_id, context["dag_run"].run_id)
@@ -48,14 +48,22 @@ class OpenDrain(DlqOperator):
         )
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+        from dlq.flows import baseline
+        from dlq.ledger import lease
+
         if note := conf(context).get("incident"):
             drain.note("open_drain", f"incident: {note}")
-        self.log.info("Drain %s of queue %s is open (epoch %s)", drain.id, drain.queue, drain.epoch)
-        return {"drain": drain.id, "queue": drain.queue, "epoch": drain.epoch, "dry_run": drain.dry_run}
+        try:
+            golden = baseline(drain) if self.kind == "drain" else None
+        except BaseException:
+            # No teardown runs behind a setup that failed: nobody else would free the queue.
+            lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "refused")
+            raise
+        return {"drain": drain.id, "queue": drain.queue, "dry_run": drain.dry_run, "golden": golden}
 
 
 class CloseDrain(DlqOperator):
-    """Give the verdict: green where the run did its duty, provably. Red is written down, and fails the Dag run."""
+    """Give the verdict: green where the run did its duty, provably. Red fails the Dag run."""
 
     isolated = False
 
@@ -77,8 +85,18 @@ class CloseDrain(DlqOperator):
 class WriteReport(DlqOperator):
     """Write what the run did, for people (HTML) and programs (JSON)."""
 
-    isolated = False
     operator_extra_links = (ReportLink(),)
+
+    def attached(self, context: Context) -> Drain:
+        """The drain to read: it is closed, and another may hold the queue by now."""
+        try:
+            return look(self.queue_name, context)
+        except Refused as error:
+            self.log.info("Nothing to report: no drain was opened")
+            raise AirflowSkipException("No drain was opened") from error
+
+    def hold(self, drain: Drain) -> None:
+        """A report needs no lease."""
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq.report import write_report

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dlq_runbook.forms import short
+from dlq_runbook.operators.approval import PlanApproval, Proposal
 from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from dlq.config import Approval
     from dlq.drain import Drain
 
 
@@ -19,6 +24,45 @@ class ProposeFix(DlqOperator):
         from dlq.fixes import propose_fix
 
         return propose_fix(drain)
+
+
+class ApproveFix(PlanApproval):
+    """Decide on the proposed fixes."""
+
+    def policy(self, approval: Approval) -> str:
+        return approval.fix
+
+    def proposal(self, drain: Drain, context: Context) -> Proposal:
+        proposed = context["ti"].xcom_pull(task_ids="propose_fix")
+        fixes = proposed["fixes"]
+        if not fixes:
+            self.log.info("Nothing to approve: %s", proposed["said"])
+            raise AirflowSkipException("Nothing to approve")
+        waiting = sum(fix["entries"] for fix in fixes)
+        outside = sum(not fix["within_policy"] for fix in fixes)
+        return Proposal(
+            digest=proposed["hash"],
+            subject=f"Queue {drain.queue}: raise {len(fixes)} limit(s) of plugins?",
+            facts=(
+                f"Drain `{drain.id}`, plan `{short(proposed['hash'])}`",
+                f"{len(fixes)} limit(s) would be raised; {waiting:,} entries wait for it",
+                f"{outside} of them outside the bounds of the queue's file"
+                if outside
+                else "All within the bounds of the queue's file",
+                "Approve: raise them, try a few entries, then the rest; if those fail, it is undone",
+                "Reject: nothing changes, and the entries stay open",
+            ),
+            untrusted="\n".join(
+                f"{fix['plugin']}: {fix['resource']} {fix['current']} -> {fix['proposed']} "
+                f"(peak need {fix['peak_need']}, ceiling {fix['ceiling']}; {fix['entries']} entries)"
+                for fix in fixes
+            ),
+            within_policy=not outside,
+        )
+
+    def rehearse(self, proposal: Proposal, how: str) -> dict[str, Any]:
+        super().rehearse(proposal, how)
+        raise AirflowSkipException("Dry run: nothing is applied")
 
 
 class ApplyFix(DlqOperator):

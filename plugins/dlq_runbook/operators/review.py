@@ -9,7 +9,7 @@ from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dlq_runbook.drains import look
+from dlq_runbook.drains import rehearse
 from dlq_runbook.forms import body, label, person, short, unlabelled
 from dlq_runbook.operators.base import DlqOperator
 
@@ -34,7 +34,7 @@ class ProposeReview(DlqOperator):
     """List what waits for a person, each with the hash of exactly the entries it means. Takes no lease."""
 
     def attached(self, context: Context) -> Drain:
-        return look(self.queue_name, context)
+        return rehearse(self.queue_name, context)
 
     def hold(self, drain: Drain) -> None:
         """Nothing is held while a person thinks."""
@@ -71,9 +71,9 @@ class DecideReview(HITLOperator):
         self.subject = f"Queue {self.queue_name}: what to do with {len(proposed)} piece(s) of work?"
         self.body = body(
             (
-                "**replay** sends the entries again as they are; a draft's repaired value in place of its entry",
+                "**replay** sends the entries again as they are, or a draft in place of its entry",
                 "**discard** settles them for good: nobody will run them; **leave** changes nothing",
-                "To repair an entry, write a draft with `dlq edit` and start this review anew: it is offered then",
+                "To repair an entry, write a draft with `dlq edit`, then start this review anew",
                 "What changes until you answer is refused, and stays open",
             ),
             "\n".join(
@@ -97,7 +97,7 @@ class DecideReview(HITLOperator):
             choice, digest = unlabelled(str(given.get(_field(each), "")))
             if digest != short(each["hash"]):
                 raise AirflowFailException(
-                    f"{each['subject']}: the form was for {digest or 'nothing'}, this is {short(each['hash'])}. "
+                    f"{each['subject']}: the form was for {digest or 'nothing'}, not {short(each['hash'])}. "
                     "Airflow keeps the first form of a cleared task: start a new review"
                 )
             self.log.info("%s: %s, decided by %s", each["subject"], choice, who)

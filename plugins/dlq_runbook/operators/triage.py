@@ -75,7 +75,7 @@ COLUMNS = {
 
 
 def table(sample: list[dict[str, Any]]) -> str:
-    """A sample as text in columns. What entries say is untrusted: it stays on its line, no control characters."""
+    """A sample as text in columns. What entries say is untrusted: it stays on its line."""
     rows = [tuple(COLUMNS), *([_cell(entry.get(name)) for name in COLUMNS] for entry in sample)]
     widths = [min(most, max(len(row[i]) for row in rows)) for i, most in enumerate(COLUMNS.values())]
     return "\n".join(

@@ -23,7 +23,7 @@ class VerifyConservation(DlqOperator):
         from dlq.conservation import verify_conservation
 
         proof = verify_conservation(drain)
-        if not proof["proven"]:
+        if proof["proven"] is False:
             context["ti"].xcom_push(key="proof", value=proof)
             for broken in proof["broken"]:
                 self.log.error("Broken: %(law)s: %(what)s (%(n)s)", broken)
@@ -34,7 +34,7 @@ class VerifyConservation(DlqOperator):
 
 
 class VerifyGoldenFlows(DlqOperator):
-    """Run workflows whose output is known, end to end, now that routing is back. A wrong one fails the task."""
+    """Run workflows whose output is known, end to end, now that routing is back. A wrong one fails."""
 
     isolated = False
 

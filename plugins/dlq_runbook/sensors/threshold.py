@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.sensor import BaseSensorOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
 from dlq_runbook.connections import connection
 from dlq_runbook.drains import airflow_errors, attach
@@ -27,11 +27,11 @@ class WaitThreshold(BaseSensorOperator):
     ui_color = "#eef3f8"
 
     def __init__(self, *, queue_name: str, **kwargs: Any) -> None:
-        # A triggerer that is down must neither hold the run for ever nor fail it: the drain's proof is elsewhere.
+        # A triggerer that is down must neither hold the run for ever nor fail it.
         super().__init__(soft_fail=True, **kwargs)
         self.queue_name = queue_name
 
-    def execute(self, context: Context) -> dict[str, Any] | None:
+    def execute(self, context: Context) -> dict[str, Any]:
         from dlq.threshold import escalate_at, threshold_state
 
         with airflow_errors(), attach(self.queue_name, context) as drain:
@@ -42,7 +42,7 @@ class WaitThreshold(BaseSensorOperator):
                 # Past its clock it answers at once: a trigger that fires at once can be lost.
                 return self.execute_complete(context, threshold_state(drain.config, connection, drain.id))
         self.log.info("Escalates at %s UTC if the queue is over its threshold then", f"{until:%H:%M:%S}")
-        self.defer(
+        raise TaskDeferred(
             trigger=ThresholdTrigger(queue_name=self.queue_name, drain=drain.id, until=until.isoformat()),
             method_name="execute_complete",
             timeout=until - datetime.now(UTC) + timedelta(seconds=2 * PATIENCE_S),

@@ -1,0 +1,177 @@
+"""Explain: what a dead letter says and what the taxonomy makes of it; and all the ledger knows of one in custody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from dlq.classify import Classifier
+from dlq.config import Owners
+from dlq.errors import ConfigError
+from dlq.export import BadExport, imported
+from dlq.ledger import Ledger
+from dlq.ledger.schema import decision, delivery, draft, drain, entry, grp, job, job_entry, plan, segment, source, work
+from dlq.redact import redact
+from dlq.selection import find_entry
+from dlq.taxonomy import load_taxonomy
+
+
+def explained(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
+    """For each line of an export, in order, what is understood of it; None where it does not say.
+
+    :param name: of the file, for errors.
+    :raises ConfigError: at the first line that is no export, with its number.
+    """
+    classifier = Classifier(load_taxonomy(), Owners())
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = imported(line)
+        except BadExport as error:
+            raise ConfigError(f"{name}:{number}: {error}; the export format is described in `dlq explain --help`") from None
+        what, group = classifier.classify(record)
+        yield {
+            "format": what.format,
+            "origin": {
+                "topic": what.origin_topic,
+                "queue": None,
+                "partition": what.origin_partition,
+                "offset": what.origin_offset,
+                "timestamp_ms": what.origin_timestamp_ms,
+            },
+            "failure": {
+                "error_type": what.error_type,
+                "cause_type": what.cause_type,
+                "message": what.message,
+                "component": what.component,
+                "stage": what.stage,
+                "attempts": what.attempts,
+            },
+            "correlation_id": what.correlation_id,
+            "trace_id": what.trace_id,
+            "dedupe_key": what.dedupe_key,
+            "retry_count": what.retry_count,
+            "category": group.category,
+            "remedy": group.remedy,
+            "rule": group.rule,
+            "fingerprint": group.fingerprint,
+        }
+
+
+def history(ledger: Ledger, queue: str, reference: str) -> dict[str, Any]:
+    """Everything the ledger knows of one entry, without its payload.
+
+    :raises ConfigError: when it has no such entry.
+    """
+    with ledger.read() as tx:
+        number = find_entry(tx, queue, reference)
+        row = dict(tx.execute(select(entry).where(entry.c.id == number)).mappings().one())
+        uri = tx.execute(select(source.c.uri).where(source.c.id == row["source"])).scalar_one()
+        group = dict(tx.execute(select(grp).where(grp.c.id == row["grp"])).mappings().one())
+        stored = tx.execute(select(segment.c.uri, segment.c.kind).where(segment.c.id == row["segment"])).one()
+        jobs = _jobs(tx, number)
+        return {
+            "entry": f"{uri}/{row['part']}/{row['place']}",
+            "state": row["state"],
+            "reason": row["reason"],
+            "owner": row["owner"] or group["owner"],
+            "target": row["target"],
+            "held_until": row["hold_until"],
+            "attempts": row["attempts"],
+            "size": row["size"],
+            "payload_sha": row["payload_sha"],
+            "archive": {"segment": stored.uri, "row": row["row_no"], "kind": stored.kind},
+            "failed_at": row["failed_at"],
+            "expires_at": row["expires_at"],
+            "origin": row["origin"],
+            "correlation_id": row["correlation_id"],
+            "trace_id": row["trace_id"],
+            "dedupe_key": row["dedupe_key"],
+            "group": {**{k: group[k] for k in _GROUP}, "signature": redact(group["signature"])},
+            "taken": _drain(tx, row["taken_drain"]),
+            "settled": _drain(tx, row["settled_drain"]),
+            "jobs": jobs,
+            "drafts": _rows(tx, select(draft.c.id, draft.c.at, draft.c.who, draft.c.payload_sha).where(draft.c.entry == number)),
+            "work": _rows(tx, select(work.c.id, work.c.reason, work.c.owner, work.c.opened_at, work.c.closed_at).where(work.c.id == row["work"])),
+            "decisions": _decisions(tx, queue, row, uri, {j["plan"] for j in jobs}),
+            "came_back_of": _places(tx, entry.c.id == row["return_of"]),
+            "came_back_as": _places(tx, entry.c.return_of == number),
+            "twin_of": _places(tx, entry.c.id == row["duplicate_of"]),
+            "twins": _places(tx, entry.c.duplicate_of == number),
+        }
+
+
+_GROUP = ("id", "fingerprint", "component", "error_type", "category", "remedy", "rule", "format")
+
+
+def _rows(tx: Connection, statement: Any) -> list[dict[str, Any]]:
+    return [dict(row) for row in tx.execute(statement).mappings()]
+
+
+def _drain(tx: Connection, identity: str | None) -> dict[str, Any] | None:
+    found = tx.execute(
+        select(drain.c.id, drain.c.kind, drain.c.run_id, drain.c.opened_at, drain.c.closed_at, drain.c.verdict).where(drain.c.id == identity)
+    ).mappings()
+    row = found.first()
+    return None if row is None else dict(row)
+
+
+def _jobs(tx: Connection, number: int) -> list[dict[str, Any]]:
+    """Each job that ever held the entry, with where the target says its output went."""
+    return _rows(
+        tx,
+        select(
+            job.c.id,
+            job.c.kind,
+            job.c.target,
+            job.c.state,
+            job.c.ended,
+            job.c.plan,
+            plan.c.stage,
+            plan.c.hash.label("plan_hash"),
+            plan.c.approved_at,
+            job_entry.c.ordinal,
+            (job_entry.c.ordinal < job.c.cursor).label("passed"),
+            job_entry.c.idem_key,
+            job_entry.c.payload_sha,
+            delivery.c.part.label("sent_to_part"),
+            delivery.c.pos.label("sent_to_pos"),
+            delivery.c.sent_at,
+        )
+        .join_from(job_entry, job, job.c.id == job_entry.c.job)
+        .join(plan, plan.c.id == job.c.plan)
+        .outerjoin(delivery, (delivery.c.job == job.c.id) & (delivery.c.ordinal == job_entry.c.ordinal))
+        .where(job_entry.c.entry == number)
+        .order_by(plan.c.proposed_at, job.c.id),
+    )
+
+
+def _decisions(tx: Connection, queue: str, row: dict[str, Any], uri: str, plans: set[str]) -> list[dict[str, Any]]:
+    """Decisions on its plans, its work, its drafts, its group, or itself; in the order they were taken."""
+    drafts = tx.execute(select(draft.c.id).where(draft.c.entry == row["id"])).scalars()
+    subjects = {
+        *plans,
+        f"entry {uri}/{row['part']}/{row['place']}",
+        f"group {row['grp']}",
+        *(f"draft {each}" for each in drafts),
+        *([f"work {row['work']}"] if row["work"] else []),
+    }
+    return _rows(
+        tx,
+        select(decision.c.id, decision.c.at, decision.c.who, decision.c.kind, decision.c.subject, decision.c.saw, decision.c.choice)
+        .where(decision.c.queue == queue, decision.c.subject.in_(subjects))
+        .order_by(decision.c.id),
+    )
+
+
+def _places(tx: Connection, condition: Any) -> list[dict[str, Any]]:
+    return _rows(
+        tx,
+        select(source.c.uri.label("source"), entry.c.part, entry.c.place, entry.c.state, entry.c.reason)
+        .join(source, source.c.id == entry.c.source)
+        .where(condition)
+        .order_by(entry.c.id),
+    )

@@ -1,0 +1,117 @@
+"""The export format: one dead letter a line, JSON, its bytes in base64, so that nothing of it is lost or interpreted.
+
+Kafka::
+
+    {"transport": "kafka", "topic", "partition", "offset", "timestamp_ms", "key_b64", "value_b64", "headers": [[name, value_b64 | null], …]}
+
+SQS, as boto3 returns it but with ``BinaryValue`` in base64::
+
+    {"transport": "sqs", "body", "attributes": {…}, "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from typing import Any
+
+import msgspec
+
+from dlq.archive import Stored
+from dlq.entry import Headers, Record
+
+
+class BadExport(ValueError):
+    """A line is no export of a dead letter; the message says what is wrong with it, without quoting it."""
+
+
+def exported(stored: Stored, topic: str | None) -> bytes:
+    """An archived Kafka record as a line."""
+    line = {
+        "transport": "kafka",
+        "topic": topic,
+        "partition": stored.part,
+        "offset": stored.pos,
+        "timestamp_ms": stored.timestamp_ms,
+        "key_b64": _text(stored.key),
+        "value_b64": _text(stored.value),
+        "headers": [[name, _text(value)] for name, value in stored.headers],
+    }
+    return msgspec.json.encode(line) + b"\n"
+
+
+def imported(line: bytes) -> Record:
+    """The record of a line; the topic is not part of it, as a record does not know its queue.
+
+    :raises BadExport: when it is none.
+    """
+    try:
+        found = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise BadExport(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadExport("not a JSON object")
+    transport = found.get("transport")
+    if transport == "kafka":
+        return _from_kafka(found)
+    if transport == "sqs":
+        return _from_sqs(found)
+    raise BadExport('its transport is neither "kafka" nor "sqs"')
+
+
+def _from_kafka(found: dict[str, Any]) -> Record:
+    part, pos = _number(found, "partition"), _number(found, "offset")
+    return Record(
+        part or 0,
+        "" if pos is None else str(pos),
+        pos,
+        _bytes(found.get("key_b64"), "key_b64"),
+        _bytes(found.get("value_b64"), "value_b64"),
+        _headers(found.get("headers") or []),
+        _number(found, "timestamp_ms"),
+    )
+
+
+def _headers(given: Any) -> Headers:
+    if not isinstance(given, list) or not all(
+        isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) for each in given
+    ):
+        raise BadExport("headers is no list of [name, value_b64 or null]")
+    return tuple((name, _bytes(value, "a header's value")) for name, value in given)
+
+
+def _from_sqs(found: dict[str, Any]) -> Record:
+    """A message's attributes are to a decoder what headers are; its body is the value."""
+    body, attributes = found.get("body"), found.get("message_attributes") or {}
+    if not isinstance(body, (str, type(None))):
+        raise BadExport("body is no text")
+    if not isinstance(attributes, dict) or not all(isinstance(each, dict) for each in attributes.values()):
+        raise BadExport("message_attributes is no object of objects")
+    headers: list[tuple[str, bytes | None]] = []
+    for name, each in attributes.items():
+        text, binary = each.get("StringValue"), each.get("BinaryValue")
+        headers.append((name, text.encode() if isinstance(text, str) else _bytes(binary, f"BinaryValue of {name!r}")))
+    value = None if body is None else body.encode()
+    return Record(0, str(found.get("message_id") or ""), None, None, value, tuple(headers), None)
+
+
+def _number(found: dict[str, Any], key: str) -> int | None:
+    value = found.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadExport(f"{key} is no whole number")
+    return value
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else b64encode(value).decode()
+
+
+def _bytes(value: Any, key: str) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadExport(f"{key} is no base64 text")
+    try:
+        return b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadExport(f"{key} is no base64") from None

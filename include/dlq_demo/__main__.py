@@ -1,0 +1,188 @@
+"""``make demo``: an incident on an embedded Kafka, and the runbook that drains it in a real Airflow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import httpx
+from rich.console import Console
+from rich.text import Text
+
+from dlq.config import QueueConfig, load_queue
+from dlq.connections import from_environment
+from dlq.drain import drain_id, dry, open_drain
+from dlq.errors import DlqError
+from dlq.intake import take_custody
+from dlq.ledger import Ledger, lease
+from dlq.slo import standing
+from dlq_demo.airflow import USERNAME, AirflowStandalone
+from dlq_demo.home import CHECKOUT, Home
+from dlq_demo.progress import DrainView, failures, printable
+from dlq_demo.stream import Streamed, stream
+from dlq_demo.surroundings import Surroundings
+
+DEAD = 400
+"""How many dead letters the stream is to leave, at least."""
+SEED = 7
+_ANSWER_S = 900.0
+
+
+def main() -> int:
+    arguments = _arguments()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    # Closing the terminal and ending the process are Ctrl-C by other means.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return _Demo(console, arguments).run()
+    except KeyboardInterrupt:
+        console.print("Ended by you, with everything it had started.")
+        return 130
+    except DlqError as error:
+        console.print(Text.assemble(("demo: ", "bold red"), printable_lines(str(error))), soft_wrap=True)
+    except httpx.HTTPError as error:
+        console.print(
+            Text.assemble(
+                ("demo: ", "bold red"),
+                f"Airflow did not answer: {error}. Its logs are in {Home().airflow}",
+            ),
+            soft_wrap=True,
+        )
+    return 2
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dlq_demo",
+        description="An incident on an embedded Kafka, and the runbook that drains it in a real Airflow."
+        " Exit status: 0 where the drain was green, 1 where it was red, 2 where the demo itself failed.",
+    )
+    add = parser.add_argument
+    add("--queue", default="orders", help="which of include/config/queues (default: %(default)s)")
+    add("--approve", action="store_true", help="you answer what is asked, in the UI; else the policy does")
+    add("--exit", action="store_true", help="end with the drain's verdict, instead of leaving the UI up")
+    add("--port", type=int, help="of Airflow's UI (default: a free one)")
+    return parser.parse_args()
+
+
+class _Demo:
+    def __init__(self, console: Console, arguments: argparse.Namespace) -> None:
+        self._console = console
+        self._queue: str = arguments.queue
+        self._approve: bool = arguments.approve
+        self._exit: bool = arguments.exit
+        self._port: int | None = arguments.port
+        self._home = Home()
+
+    def run(self) -> int:
+        home = self._home
+        variables = {
+            "DLQ_HOME": str(home.bundle),
+            "DLQ_LEDGER": home.ledger,
+            "DLQ_APPROVE_FIX": "person" if self._approve else "policy",
+        }
+        os.environ.update(variables)
+        config = load_queue(self._queue)
+        with ExitStack() as services:
+            services.enter_context(home.taken())
+            around = Surroundings(config, kafka=home.kafka, orchestrator=home.orchestrator)
+            os.environ.update(around.connections)
+            airflow = AirflowStandalone(
+                home.airflow,
+                dags=CHECKOUT / "dags",
+                plugins=CHECKOUT / "plugins",
+                port=self._port,
+                env={**variables, **around.connections},
+                fresh=True,
+            )
+            services.callback(airflow.stop)
+            # Last in, first out: nothing interrupts the clean-up.
+            try:
+                with self._step("Kafka and the orchestrator") as said:
+                    services.enter_context(around)
+                    said.append(f"a real broker on {around.broker.bootstrap}, topics {around.origin} and {around.dlq}")
+                airflow.launch()
+                with self._step("Ledger") as said:
+                    Ledger.create(config.ledger).close()
+                    said.append(self._first_intake(config))
+                with self._step("Stream of workflows") as said:
+                    streamed = stream(around, until=DEAD, seed=SEED)
+                    said.append(f"{streamed.workflows:,} run, {streamed.dead:,} dead-lettered")
+                with self._step("Airflow") as said:
+                    airflow.wait_until_up()
+                    airflow.wait_for_dag(f"dlq_drain__{config.name}")
+                    said.append(f"{airflow.url}  user {USERNAME}, password {airflow.password}")
+                status = self._drain(config, airflow, streamed)
+                if not self._exit:
+                    self._stay(airflow)
+                return status
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)
+                self._console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[list[str]]:
+        """One line for a step of the demo itself: how long it took, and what came of it."""
+        began, said = time.monotonic(), list[str]()
+        with self._console.status(f"{name} …"):
+            yield said
+        took = f"{time.monotonic() - began:.1f} s"
+        line = Text.assemble(("✓ ", "green"), (f"{name:<28}", "bold"), f"{took:>8}  ", "; ".join(said))
+        self._console.print(line, soft_wrap=True)
+
+    def _first_intake(self, config: QueueConfig) -> str:
+        """The queue's very first intake, while it is empty: what comes later is then nobody's old letter."""
+        with open_drain(config, run_id="set-up", kind="cli", connections=from_environment) as drain:
+            taken = take_custody(drain, 60)["taken"]
+            lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "done")
+        return f"created; first intake: {taken} entries"
+
+    def _drain(self, config: QueueConfig, airflow: AirflowStandalone, streamed: Streamed) -> int:
+        dag_id, run_id = f"dlq_drain__{config.name}", f"demo__{uuid.uuid4().hex[:8]}"
+        with dry(config, run_id=run_id, connections=from_environment) as look:
+            before = standing(look)
+        self._console.print(f"\n[bold]{dag_id}[/]  {before}")
+        view = DrainView(self._console, airflow, config, run_id, drain_id(config.name, run_id), before.depth)
+        try:
+            airflow.api.trigger(dag_id, run_id, {"incident": "make demo"})
+            state = view.follow(config.limits.budget + _ANSWER_S)
+            with dry(config, run_id=run_id, connections=from_environment) as look:
+                after = standing(look)
+        finally:
+            view.close()
+        self._console.print()
+        with suppress(httpx.HTTPStatusError):  # no report, no summary: the failures below say why
+            report = airflow.api.xcom(dag_id, run_id, "write_report")
+            self._console.print(Text(printable_lines(report["summary"])), soft_wrap=True)
+            self._console.print(f"now: {after}\n")
+            self._console.print(Text(f"Report  {report['html']}"), soft_wrap=True)
+        for task, why in failures(airflow, dag_id, run_id):
+            self._console.print(Text.assemble((f"{task} failed: ", "red"), why), soft_wrap=True)
+        if not self._exit:
+            self._console.print(Text(f"Run     {view.link()}"), soft_wrap=True)
+            self._console.print(Text(f"Login   user {USERNAME}, password {airflow.password}"))
+        self._console.print(Text(f"Logs    {self._home.folder}"), soft_wrap=True)
+        return 0 if state == "success" else 1
+
+    def _stay(self, airflow: AirflowStandalone) -> None:
+        self._console.print("\nThe UI stays up until Ctrl-C.")
+        with suppress(KeyboardInterrupt):
+            while True:
+                airflow.require_alive()
+                time.sleep(0.5)
+
+
+def printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Fixtures of the tests that drain a real broker's queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dlq_demo.broker import Broker
+from tests.integration.rig import Rig, rigs
+
+
+@pytest.fixture
+def make_rig(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """Makes queues to drain on the shared broker: ``make_rig(parts=6, limits={"jobs": 2})``."""
+    yield from rigs(broker.bootstrap, tmp_path)
