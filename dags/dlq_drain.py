@@ -22,7 +22,7 @@ from dlq_runbook.operators.replay import DrainRemaining, ReplayBatches, ReplayCa
 from dlq_runbook.operators.review import OpenReview
 from dlq_runbook.operators.triage import Categorize, ChooseRemedies, FindRootCause, InspectSample
 from dlq_runbook.operators.verification import VerifyConservation, VerifyGoldenFlows
-from dlq_runbook.params import dag_settings, trigger_form
+from dlq_runbook.params import dag_settings, schedule, trigger_form
 from dlq_runbook.sensors.threshold import WaitThreshold
 
 RUNBOOK = """
@@ -46,7 +46,7 @@ def drain_dag(queue: QueueConfig) -> DAG:
         dag_id=f"dlq_drain__{queue.name}",
         description=f"Drain the dead-letter queue {queue.name}, and prove that nothing was lost or run twice",
         doc_md=RUNBOOK.format(queue=queue.name),
-        schedule=queue.schedule,
+        schedule=schedule(queue),
         params=trigger_form(queue),
         max_active_runs=1,
         **dag_settings(queue),

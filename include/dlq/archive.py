@@ -153,9 +153,17 @@ class Archive:
         return table, _about(table)
 
     def about(self, uri: str) -> tuple[dict[str, Any], str, int]:
-        """What a segment says of itself, its file's sum and its rows; for adopting one that has no row in the ledger."""
-        data = (self.root / uri).read_bytes()
-        table = pq.read_table(pa.BufferReader(data), columns=["place"])
+        """What a segment says of itself, its file's sum and its rows; for adopting one that has no row in the ledger.
+
+        :raises ArchiveError: when it is not a segment.
+        """
+        try:
+            data = (self.root / uri).read_bytes()
+            table = pq.read_table(pa.BufferReader(data), columns=["place"])
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(
+                f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
+            ) from error
         return _about(table), hashlib.sha256(data).hexdigest(), table.num_rows
 
     def segments(self) -> Iterator[str]:

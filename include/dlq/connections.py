@@ -29,10 +29,12 @@ def from_environment(conn_id: str) -> Connection:
     value = os.environ.get(variable, "").strip()
     if not value:
         raise ConfigError(
-            f"Connection {conn_id!r}: environment variable {variable} is not set; the command line finds Connections only there. "
+            f"Connection {conn_id!r}: environment variable {variable} is not set, and the command line finds it only there. "
             f"""For Kafka: {variable}='{{"conn_type": "kafka", "extra": {{"bootstrap.servers": "broker:9092"}}}}'"""
         )
-    return _from_json(conn_id, variable, value) if value.startswith("{") else _from_uri(conn_id, variable, value)
+    return (
+        _from_json(conn_id, variable, value) if value.startswith("{") else _from_uri(conn_id, variable, value)
+    )
 
 
 def _from_json(conn_id: str, variable: str, value: str) -> Connection:
@@ -70,7 +72,9 @@ def _from_uri(conn_id: str, variable: str, value: str) -> Connection:
     """
     conn_type, separator, rest = value.partition("://")
     if not separator:
-        raise ConfigError(f"{variable}: neither JSON nor a URI; write {{…}} or type://login:password@host:port/schema?key=value")
+        raise ConfigError(
+            f"{variable}: neither JSON nor a URI; write {{…}} or type://login:password@host:port/schema?key=value"
+        )
     protocol = ""
     if "://" in rest.partition("?")[0]:
         protocol, _, rest = rest.partition("://")
@@ -78,7 +82,9 @@ def _from_uri(conn_id: str, variable: str, value: str) -> Connection:
         parts = urlsplit(f"//{rest}")
         port = parts.port
     except ValueError:
-        raise ConfigError(f"{variable}: its host and port can't be read; percent-encode what is special in a URI") from None
+        raise ConfigError(
+            f"{variable}: its host and port can't be read; percent-encode what is special in a URI"
+        ) from None
     host = _host(parts)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     return Connection(
@@ -108,11 +114,11 @@ def _conn_type(given: str | None) -> str:
 
 
 def _extra(variable: str, given: Any) -> Mapping[str, Any]:
-    if isinstance(given, str) and given:
+    if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = json.loads(given or "{}")
         except ValueError as error:
             raise ConfigError(f"{variable}: its extra is not JSON: {error}") from None
-    if not isinstance(given, (dict, type(None), str)):
+    if not isinstance(given, (dict, type(None))):
         raise ConfigError(f"{variable}: its extra is no JSON object")
     return given or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -65,6 +66,37 @@ delivered = Table(
 witnessed = Table("witnessed", _witnesses, Column("job", Text, primary_key=True), prefixes=["TEMPORARY"])
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What the witnesses say: broken laws with what and how many, counts by law, and the accounts they were held against."""
+
+    broken: list[dict[str, Any]]
+    laws: Counter[str]
+    witnesses: dict[str, str]
+    accounts: dict[str, int]
+    frames: Frames
+
+
+def prove(drain: Drain) -> Proof:
+    """Read the witnesses afresh and hold them against the ledger: any row of ``broken`` is a broken law."""
+    with drain.ledger.scratch() as tx:
+        _witnesses.create_all(tx)
+        broken: list[dict[str, Any]] = []
+        witnesses = {
+            "log": _log(drain, tx),
+            "archive": _archive(drain, tx, broken),
+            "target": _target(drain, tx),
+        }
+        laws = Counter(b["law"] for b in broken)
+        sql = text(files("dlq").joinpath("conservation.sql").read_text())
+        for row in tx.execute(sql, {"drain": drain.id, "queue": drain.queue}):
+            laws[row.law] += 1
+            if len(broken) < _BROKEN_SHOWN:
+                broken.append({"law": row.law, "what": row.what, "n": int(row.n)})
+        accounts = _accounts(drain, tx)
+        return Proof(broken, laws, witnesses, accounts, _frames(drain, tx, accounts, broken))
+
+
 def verify_conservation(drain: Drain) -> dict[str, Any]:
     """Prove that no entry was lost or run twice; ``broken`` names each law that doesn't hold, with what and how many.
 
@@ -73,40 +105,27 @@ def verify_conservation(drain: Drain) -> dict[str, Any]:
     if drain.dry_run:
         return {"proven": None, "broken": [], "said": "dry run: nothing was done, nothing is to be proven"}
     drain.phase("verify")
-    with (
-        Expectations() as expectations
-    ):  # its library takes seconds to import: in its own process, while we read
-        with drain.ledger.scratch() as tx:
-            _witnesses.create_all(tx)
-            told: dict[str, str] = {}
-            broken: list[dict[str, Any]] = []
-            told["log"] = _log(drain, tx)
-            told["archive"] = _archive(drain, tx, broken)
-            told["target"] = _target(drain, tx)
-            proof = text(files("dlq").joinpath("conservation.sql").read_text())
-            rows = tx.execute(proof, {"drain": drain.id, "queue": drain.queue})
-            laws = Counter(b["law"] for b in broken)
-            for row in rows:
-                laws[row.law] += 1
-                if len(broken) < _BROKEN_SHOWN:
-                    broken.append({"law": row.law, "what": row.what, "n": int(row.n)})
-            accounts = _accounts(drain, tx)
-            frames = _frames(drain, tx, accounts, broken)
-        checks = expectations.check(frames)
+    with Expectations() as expectations:  # its library takes seconds to import: it does while we read
+        proof = prove(drain)
+        checks = expectations.check(proof.frames)
     failed = [c["expectation"] for c in checks if not c["success"]]
-    proven = not broken and not failed
-    said = (
-        f"proven: {accounts['before']} before + {accounts['taken']} taken = {accounts['settled']} settled + {accounts['unsettled']} unsettled; "
-        + "; ".join(f"{k}: {v}" for k, v in told.items())
-        if proven
-        else "NOT PROVEN: " + "; ".join([*(f"{law} ({n})" for law, n in laws.items()), *failed])
-    )
+    proven = not proof.broken and not failed
+    accounts = proof.accounts
+    if proven:
+        said = (
+            f"proven: {accounts['before']} before + {accounts['taken']} taken = {accounts['settled']} settled"
+            f" + {accounts['unsettled']} unsettled; "
+            + "; ".join(f"{k}: {v}" for k, v in proof.witnesses.items())
+        )
+    else:
+        said = "NOT PROVEN: " + "; ".join([*(f"{law} ({n})" for law, n in proof.laws.items()), *failed])
     if accounts["vanished_max"]:
         said += f"; at most {accounts['vanished_max']} vanished by retention before they could be read"
     data = {
         "proven": proven,
-        "broken": broken,
-        "witnesses": told,
+        "broken": proof.broken,
+        "laws": dict(proof.laws),
+        "witnesses": proof.witnesses,
         "accounts": accounts,
         "expectations": checks,
     }

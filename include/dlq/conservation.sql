@@ -12,8 +12,9 @@ UNION ALL
 SELECT 'in the log, not in the ledger', l.source || '/' || l.part, l.pos FROM logged l
  WHERE NOT EXISTS (SELECT 1 FROM entry e WHERE e.source = l.source AND e.part = l.part AND e.place = l.place)
 UNION ALL
-SELECT DISTINCT 'a partition of the log without a range', l.source || '/' || l.part, 0 FROM logged l
- WHERE NOT EXISTS (SELECT 1 FROM intake i WHERE i.source = l.source AND i.part = l.part)
+SELECT 'taken outside of any range', e.part || '/' || e.place, e.id FROM entry e
+ WHERE e.taken_drain = :drain AND e.pos IS NOT NULL
+   AND NOT EXISTS (SELECT 1 FROM intake i WHERE i.source = e.source AND i.part = e.part AND e.pos >= i.from_pos AND e.pos < i.to_pos)
 UNION ALL
 SELECT 'in the ledger, not in the archive', e.part || '/' || e.place, e.id FROM entry e
  WHERE e.queue = :queue AND (e.taken_drain = :drain OR e.settled_drain IS NULL)

@@ -1,4 +1,4 @@
-"""Drafts: a value a person wrote to replace an entry's. The original stays; nothing is sent before review approves it."""
+"""Drafts: a value a person wrote to replace an entry's. The original stays; nothing is sent before review says so."""
 
 from __future__ import annotations
 
@@ -49,7 +49,15 @@ def edit(config: QueueConfig, reference: str, value: bytes, who: str) -> Draft:
         with ledger.read() as tx:
             number = find_entry(tx, config.name, reference)
             row = tx.execute(
-                select(entry.c.part, entry.c.place, entry.c.payload_sha, entry.c.row_no, segment.c.uri, segment.c.sha256, grp)
+                select(
+                    entry.c.part,
+                    entry.c.place,
+                    entry.c.payload_sha,
+                    entry.c.row_no,
+                    segment.c.uri,
+                    segment.c.sha256,
+                    grp,
+                )
                 .join_from(entry, segment, segment.c.id == entry.c.segment)
                 .join(grp, grp.c.id == entry.c.grp)
                 .where(entry.c.id == number)
@@ -58,17 +66,29 @@ def edit(config: QueueConfig, reference: str, value: bytes, who: str) -> Draft:
         rows = Rows(table)
         stored = rows[row.row_no]
         if rows.payload_sha(row.row_no) != row.payload_sha:
-            raise ArchiveError(f"archive: segment {row.uri}, row {row.row_no} is not what the ledger says; restore the archive from a backup")
+            raise ArchiveError(
+                f"archive: segment {row.uri}, row {row.row_no} is not what the ledger says; "
+                "restore the archive from a backup"
+            )
         if flaw := table["flaw"][row.row_no].as_py():
-            raise Refused(f"{reference}: {flaw.replace('_', ' ')}: they are not in the archive, so a replay of any value would lose them")
+            raise Refused(
+                f"{reference}: {flaw.replace('_', ' ')}: they are not in the archive, a replay of any value would lose them"
+            )
         sha = payload_sha(stored.key, value)
         if sha == row.payload_sha:
             raise Refused(f"{reference}: the file holds the value the entry has already; nothing was written")
-        record = Record(row.part, row.place, stored.pos, stored.key, value, stored.headers, stored.timestamp_ms)
-        group = Group(
-            row.fingerprint, row.signature, row.component, row.error_type, row.category, row.remedy, row.rule, row.format, row.owner
-        )  # fmt: skip
-        said = {"queue": config.name, "source": about["source"], "draft_of": row.uri, "row": row.row_no, "ledger": ledger.id, "who": who}
+        record = Record(
+            row.part, row.place, stored.pos, stored.key, value, stored.headers, stored.timestamp_ms
+        )
+        group = Group(**{name: row._mapping[name] for name in Group.__struct_fields__})
+        said = {
+            "queue": config.name,
+            "source": about["source"],
+            "draft_of": row.uri,
+            "row": row.row_no,
+            "ledger": ledger.id,
+            "who": who,
+        }
         _see_that_it_waits(ledger, number, reference)
         written = archive.write("drafts", segment_table([record], [decode(record)], [group]), said)
         with ledger.write(config.name, None) as tx:
@@ -90,5 +110,3 @@ def _see_that_it_waits(ledger: Ledger, number: int, reference: str) -> None:
         raise Refused(f"{reference} is {state}: only an entry that waits for a person can be edited")
     if state == "open" and reason in _NOT_YET:
         raise Refused(f"{reference}: {_NOT_YET[reason]}")
-
-

@@ -12,7 +12,20 @@ from dlq.config import Owners
 from dlq.errors import ConfigError
 from dlq.export import BadExport, imported
 from dlq.ledger import Ledger
-from dlq.ledger.schema import decision, delivery, draft, drain, entry, grp, job, job_entry, plan, segment, source, work
+from dlq.ledger.schema import (
+    decision,
+    delivery,
+    draft,
+    drain,
+    entry,
+    grp,
+    job,
+    job_entry,
+    plan,
+    segment,
+    source,
+    work,
+)
 from dlq.redact import redact
 from dlq.selection import find_entry
 from dlq.taxonomy import load_taxonomy
@@ -31,7 +44,9 @@ def explained(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
         try:
             record = imported(line)
         except BadExport as error:
-            raise ConfigError(f"{name}:{number}: {error}; the export format is described in `dlq explain --help`") from None
+            raise ConfigError(
+                f"{name}:{number}: {error}; the export format is described in `dlq explain --help`"
+            ) from None
         what, group = classifier.classify(record)
         yield {
             "format": what.format,
@@ -94,8 +109,18 @@ def history(ledger: Ledger, queue: str, reference: str) -> dict[str, Any]:
             "taken": _drain(tx, row["taken_drain"]),
             "settled": _drain(tx, row["settled_drain"]),
             "jobs": jobs,
-            "drafts": _rows(tx, select(draft.c.id, draft.c.at, draft.c.who, draft.c.payload_sha).where(draft.c.entry == number)),
-            "work": _rows(tx, select(work.c.id, work.c.reason, work.c.owner, work.c.opened_at, work.c.closed_at).where(work.c.id == row["work"])),
+            "drafts": _rows(
+                tx,
+                select(draft.c.id, draft.c.at, draft.c.who, draft.c.payload_sha).where(
+                    draft.c.entry == number
+                ),
+            ),
+            "work": _rows(
+                tx,
+                select(work.c.id, work.c.reason, work.c.owner, work.c.opened_at, work.c.closed_at).where(
+                    work.c.id == row["work"]
+                ),
+            ),
             "decisions": _decisions(tx, queue, row, uri, {j["plan"] for j in jobs}),
             "came_back_of": _places(tx, entry.c.id == row["return_of"]),
             "came_back_as": _places(tx, entry.c.return_of == number),
@@ -113,7 +138,9 @@ def _rows(tx: Connection, statement: Any) -> list[dict[str, Any]]:
 
 def _drain(tx: Connection, identity: str | None) -> dict[str, Any] | None:
     found = tx.execute(
-        select(drain.c.id, drain.c.kind, drain.c.run_id, drain.c.opened_at, drain.c.closed_at, drain.c.verdict).where(drain.c.id == identity)
+        select(
+            drain.c.id, drain.c.kind, drain.c.run_id, drain.c.opened_at, drain.c.closed_at, drain.c.verdict
+        ).where(drain.c.id == identity)
     ).mappings()
     row = found.first()
     return None if row is None else dict(row)
@@ -149,7 +176,9 @@ def _jobs(tx: Connection, number: int) -> list[dict[str, Any]]:
     )
 
 
-def _decisions(tx: Connection, queue: str, row: dict[str, Any], uri: str, plans: set[str]) -> list[dict[str, Any]]:
+def _decisions(
+    tx: Connection, queue: str, row: dict[str, Any], uri: str, plans: set[str]
+) -> list[dict[str, Any]]:
     """Decisions on its plans, its work, its drafts, its group, or itself; in the order they were taken."""
     drafts = tx.execute(select(draft.c.id).where(draft.c.entry == row["id"])).scalars()
     subjects = {
@@ -161,7 +190,15 @@ def _decisions(tx: Connection, queue: str, row: dict[str, Any], uri: str, plans:
     }
     return _rows(
         tx,
-        select(decision.c.id, decision.c.at, decision.c.who, decision.c.kind, decision.c.subject, decision.c.saw, decision.c.choice)
+        select(
+            decision.c.id,
+            decision.c.at,
+            decision.c.who,
+            decision.c.kind,
+            decision.c.subject,
+            decision.c.saw,
+            decision.c.choice,
+        )
         .where(decision.c.queue == queue, decision.c.subject.in_(subjects))
         .order_by(decision.c.id),
     )

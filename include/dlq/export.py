@@ -2,11 +2,13 @@
 
 Kafka::
 
-    {"transport": "kafka", "topic", "partition", "offset", "timestamp_ms", "key_b64", "value_b64", "headers": [[name, value_b64 | null], …]}
+    {"transport": "kafka", "topic", "partition", "offset", "timestamp_ms", "key_b64", "value_b64",
+     "headers": [[name, value_b64 | null], …]}
 
 SQS, as boto3 returns it but with ``BinaryValue`` in base64::
 
-    {"transport": "sqs", "body", "attributes": {…}, "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
+    {"transport": "sqs", "body", "attributes": {…},
+     "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def _from_sqs(found: dict[str, Any]) -> Record:
     headers: list[tuple[str, bytes | None]] = []
     for name, each in attributes.items():
         text, binary = each.get("StringValue"), each.get("BinaryValue")
-        headers.append((name, text.encode() if isinstance(text, str) else _bytes(binary, f"BinaryValue of {name!r}")))
+        headers.append(
+            (name, text.encode() if isinstance(text, str) else _bytes(binary, f"BinaryValue of {name!r}"))
+        )
     value = None if body is None else body.encode()
     return Record(0, str(found.get("message_id") or ""), None, None, value, tuple(headers), None)
 

@@ -1,4 +1,4 @@
-"""Restore: archived bytes to a file, to a scratch topic, or, of entries still open, back to the queue they came from."""
+"""Restore: archived bytes to a file, to a scratch topic, or, of entries still open, back to their queue."""
 
 from __future__ import annotations
 
@@ -85,7 +85,11 @@ def to_file(config: QueueConfig, chosen: Selection, path: Path, progress: Progre
 
 
 def to_topic(
-    config: QueueConfig, chosen: Selection, topic: str, connections: Connections, progress: Progress | None = None
+    config: QueueConfig,
+    chosen: Selection,
+    topic: str,
+    connections: Connections,
+    progress: Progress | None = None,
 ) -> Restored:
     """Send the chosen entries, whatever their state, to a scratch topic: key, value, headers and timestamp as taken.
 
@@ -130,7 +134,9 @@ def hand_back(
             entry.c.state == "open",
             entry.c.reason.not_in(FLAWS),
         )
-        flawed = _count(tx, and_(chosen.condition(tx, drain.queue), entry.c.state == "open", entry.c.reason.in_(FLAWS)))
+        flawed = _count(
+            tx, and_(chosen.condition(tx, drain.queue), entry.c.state == "open", entry.c.reason.in_(FLAWS))
+        )
     jobs = planning.make_of(
         drain,
         "restore",
@@ -168,15 +174,25 @@ def _scratch(config: QueueConfig, topic: str) -> KafkaTarget:
     :raises ConfigError: when it is none that may be played with.
     """
     if not isinstance(config.target, KafkaTarget) or not isinstance(config.source, KafkaSource):
-        raise ConfigError(f"queue {config.name}: there is no Kafka target whose Connection could reach a scratch topic")
+        raise ConfigError(
+            f"queue {config.name}: there is no Kafka target whose Connection could reach a scratch topic"
+        )
     if topic == config.source.topic:
-        raise ConfigError(f"topic {topic} is the dead-letter queue itself: use --to dlq, which keeps account of it")
+        raise ConfigError(
+            f"topic {topic} is the dead-letter queue itself: use --to dlq, which keeps account of it"
+        )
     if topic in config.target.allow:
-        raise ConfigError(f"topic {topic} is a target of this queue (target.allow): its consumers would run the entries; create a scratch topic")
+        raise ConfigError(
+            f"topic {topic} is a target of this queue (target.allow): its consumers would run the entries; "
+            "create a scratch topic"
+        )
     if topic.startswith("__") or topic.endswith(("-repartition", "-changelog")):
         raise ConfigError(f"topic {topic} is internal: create a scratch topic")
     return KafkaTarget(
-        kind="kafka", connection=config.target.connection, allow=(topic,), partitioner=config.target.partitioner
+        kind="kafka",
+        connection=config.target.connection,
+        allow=(topic,),
+        partitioner=config.target.partitioner,
     )
 
 
@@ -221,11 +237,16 @@ def _archived(config: QueueConfig, chosen: Selection) -> Iterator[tuple[_Row, in
                 if one.uri != held:
                     table, _ = archive.verified(one.uri, one.sha256)
                     held, rows, flaws = one.uri, Rows(table), table["flaw"].to_pylist()
-                assert rows is not None and flaws is not None
+                assert rows is not None
+                assert flaws is not None
                 if rows.payload_sha(one.row_no) != one.payload_sha:
-                    raise ArchiveError(f"archive: segment {one.uri}, row {one.row_no} is not what the ledger says; restore the archive from a backup")
+                    raise ArchiveError(
+                        f"archive: segment {one.uri}, row {one.row_no} is not what the ledger says; "
+                        "restore the archive from a backup"
+                    )
                 reference = f"{one.source}/{one.part}/{one.place}"
-                yield _Row(reference, topics[one.taken_drain], bool(flaws[one.row_no]), rows[one.row_no]), total
+                flawed = bool(flaws[one.row_no])
+                yield _Row(reference, topics[one.taken_drain], flawed, rows[one.row_no]), total
             last = page[-1].id
     finally:
         ledger.close()
@@ -233,7 +254,9 @@ def _archived(config: QueueConfig, chosen: Selection) -> Iterator[tuple[_Row, in
 
 def _topic(tx: Connection, drain: str) -> str | None:
     """The name the topic had when ``drain`` took from it."""
-    frozen = QueueConfig.model_validate_json(tx.execute(select(drains.c.config).where(drains.c.id == drain)).scalar_one())
+    frozen = QueueConfig.model_validate_json(
+        tx.execute(select(drains.c.config).where(drains.c.id == drain)).scalar_one()
+    )
     return frozen.source.topic if isinstance(frozen.source, KafkaSource) else None
 
 

@@ -35,7 +35,13 @@ def sample(source: Source, config: QueueConfig, positions: Mapping[int, int], mo
     by_part = _shares(source.depth(positions).by_part, most)
     deadline = time.monotonic() + _DEADLINE_S
     columns = [list(_oldest(source, positions, part, share, deadline)) for part, share in by_part.items()]
-    turns = (record for turn in range(most) for column in columns if turn < len(column) for record in [column[turn]])
+    turns = (
+        record
+        for turn in range(most)
+        for column in columns
+        if turn < len(column)
+        for record in [column[turn]]
+    )
     return [Looked(record, *classifier.classify(record)) for record in turns]
 
 
@@ -51,7 +57,9 @@ def _shares(depths: Mapping[int, int], most: int) -> dict[int, int]:
     return dict(sorted(shares.items()))
 
 
-def _oldest(source: Source, positions: Mapping[int, int], part: int, most: int, deadline: float) -> Iterator[Record]:
+def _oldest(
+    source: Source, positions: Mapping[int, int], part: int, most: int, deadline: float
+) -> Iterator[Record]:
     """A pass whose batches nobody acknowledges: the queue hears nothing of it."""
     reading = source.open_pass(positions, [part])
     try:
@@ -67,7 +75,7 @@ def _oldest(source: Source, positions: Mapping[int, int], part: int, most: int, 
 
 
 def escaped(payload: bytes | None, most: int = _SHOWN) -> str:
-    """Bytes as text that a terminal does not obey: what can't be printed is a backslash escape. At most ``most`` characters."""
+    """Bytes as text that a terminal does not obey: what can't be printed is escaped. At most ``most`` characters."""
     if payload is None:
         return "null"
     text = payload[: 4 * most].decode("utf-8", "backslashreplace")

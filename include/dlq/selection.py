@@ -32,8 +32,8 @@ def find_entry(tx: Connection, queue: str, reference: str) -> int:
     ).all()
     if not rows:
         raise ConfigError(
-            f"queue {queue} has no entry {reference} in custody; `dlq sample {queue}` shows what is still in the queue, "
-            "a place is written <partition>/<offset>"
+            f"queue {queue} has no entry {reference} in custody (a place is written <partition>/<offset>); "
+            f"`dlq sample {queue}` shows what is still in the queue"
         )
     live = [row for row in rows if row.retired_at is None]
     if not live and len(rows) > 1:
@@ -83,7 +83,9 @@ class Selection:
         if self.drains:
             known_drains = set(tx.execute(select(drain.c.id).where(drain.c.queue == queue)).scalars())
             if missing := sorted(set(self.drains) - known_drains):
-                raise ConfigError(f"queue {queue} has no drain {missing[0]}; `dlq status {queue}` names the last one")
+                raise ConfigError(
+                    f"queue {queue} has no drain {missing[0]}; `dlq status {queue}` names the last one"
+                )
             wanted.append(or_(entry.c.taken_drain.in_(self.drains), entry.c.settled_drain.in_(self.drains)))
         if self.since or self.until:
             taken = select(drain.c.id).where(drain.c.queue == queue)

@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Param
+from croniter import croniter
+
+from dlq.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlq.config import QueueConfig
@@ -75,6 +78,19 @@ def trigger_form(config: QueueConfig) -> dict[str, Param]:
             description=f"With more than {limits.dr:,} entries outstanding, once the archive was read back.",
         ),
     }
+
+
+def schedule(config: QueueConfig) -> str | None:
+    """The queue's cron expression. Airflow would refuse a wrong one only later, with every Dag of the file.
+
+    :raises ConfigError: when it is none.
+    """
+    if config.schedule is not None and not croniter.is_valid(config.schedule):
+        raise ConfigError(
+            f"queue {config.name}: schedule: {config.schedule!r} is no cron expression; "
+            'write one such as "*/30 * * * *", or none'
+        )
+    return config.schedule
 
 
 def _tighter(held: str) -> list[str]:

@@ -82,7 +82,6 @@ def propose(
 
     ``cuts`` give rows of (entry id, source uri, part, place, segment, row_no, payload_sha), already in sending order.
     """
-    digest = hashlib.sha256(f"{drain}\n{stage}\n".encode())
     with ledger.write(queue, epoch) as tx:
         n = tx.execute(select(func.count()).select_from(plan).where(plan.c.drain == drain)).scalar_one() + 1
         plan_id = f"{drain}.p{n}"
@@ -98,6 +97,8 @@ def propose(
             )
         )
         number = tx.execute(select(func.count()).select_from(job).where(job.c.drain == drain)).scalar_one()
+    # The id is part of it: the same entries planned again, after a try that died, are another plan.
+    digest = hashlib.sha256(f"{plan_id}\n{stage}\n".encode())
     total = 0
     for cut in cuts:
         size, job_id = 0, f"{drain}.{number + 1}"
@@ -288,7 +289,7 @@ _LINES = (
 def items(tx: Connection, job_id: str, first: int, until: int, limit: int) -> list[Item]:
     """The next lines still planned, ordinals ``first`` ≤ n < ``until``."""
     lines = _LINES.where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < until)
-    return [Item(*row) for row in tx.execute(lines.limit(limit)).tuples()]  # type: ignore[call-arg]
+    return [Item(*row) for row in tx.execute(lines.limit(limit))]  # type: ignore[call-arg]
 
 
 def settle(

@@ -116,13 +116,11 @@ class KafkaDlq:
         witness = kafka.consumer(self._connection, f"{self._group}.witness")
         try:
             marks = kafka.watermarks(witness, self._topic, sorted({s.part for s in spans}))
-            for span in spans:
-                start = max(span.from_pos, marks[span.part][0])
-                reading = KafkaPass(
-                    witness, self._topic, {span.part: start}, {span.part: (start, span.to_pos)}, None
-                )
-                while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
-                    yield [(r.part, r.place, r.pos or 0) for r in batch.records]
+            starts = {s.part: max(s.from_pos, marks[s.part][0]) for s in spans}
+            ends = {s.part: (starts[s.part], s.to_pos) for s in spans}
+            reading = KafkaPass(witness, self._topic, starts, ends, None)
+            while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
+                yield [(r.part, r.place, r.pos or 0) for r in batch.records]
         finally:
             witness.close()
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, Self
 
 from dlq.entry import Headers, Record
 from dlq.errors import Refused, SourceError
-from dlq.ports import Batch, Depth, Range
+from dlq.ports import Batch, Depth, Echo, Range
 
 Start = Literal["earliest", "latest"] | datetime
 
@@ -137,6 +137,11 @@ class MemoryLog:
             here.start = max(here.start, min(before, here.end))
             del here.records[: bisect_left(here.records, here.start, key=_pos)]
 
+    def tell(self, positions: Mapping[int, int], metadata: str) -> None:
+        """Commit the group's offsets."""
+        with self.lock:
+            self.commits.update({part: (offset, metadata) for part, offset in positions.items()})
+
     def marks(self, part: int) -> tuple[int, int]:
         """The log's start and the last stable offset."""
         with self.lock:
@@ -186,7 +191,7 @@ class MemoryDlq:
         return Depth(sum(by_part.values()), by_part)
 
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
-        self._memory = json.dumps({"ledger": ledger_id, "epoch": epoch})
+        self._memory = _metadata(ledger_id, epoch)
         name = self.log.name
         for part, (_, high) in self._marks(list(positions)).items():
             if positions[part] > high:
@@ -194,28 +199,33 @@ class MemoryDlq:
                     f"{name}/{part} ends at {high}, before our position {positions[part]}: it was truncated"
                 )
         findings = []
-        for part, (offset, metadata) in sorted(self.log.commits.items()):
-            memory = json.loads(metadata or "{}")
-            if memory.get("ledger", ledger_id) != ledger_id:
+        echoes = self.echoes()
+        for part, echo in sorted(echoes.items()):
+            if echo.ledger not in (None, ledger_id):
+                raise Refused(f"{name}/{part}: the group was committed by another ledger ({echo.ledger})")
+            held = positions.get(part)
+            if echo.epoch > epoch or held is None or echo.position > held:
                 raise Refused(
-                    f"{name}/{part}: the group was committed by another ledger ({memory['ledger']})"
-                )
-            if memory.get("epoch", 0) > epoch or offset > positions.get(part, -1):
-                raise Refused(
-                    f"{name}/{part}: the group stands at {offset}, the ledger at {positions.get(part, 'nothing')}: "
+                    f"{name}/{part}: the group stands at {echo.position}, the ledger at {held}: "
                     "the ledger is older than the world"
                 )
-            if offset < positions[part]:
+            if echo.position < held:
                 findings.append(
-                    f"{name}/{part}: the group's offset {offset} is behind the ledger's {positions[part]}; "
+                    f"{name}/{part}: the group's offset {echo.position} is behind the ledger's {held}; "
                     "the ledger's holds"
                 )
-        gone = len(positions.keys() - self.log.commits.keys())
-        if gone:
+        if gone := positions.keys() - echoes.keys():
             findings.append(
-                f"{name}: the group's offset is gone for {gone} partition(s); the ledger's position holds"
+                f"{name}: the group's offset is gone for {len(gone)} partition(s); the ledger's position holds"
             )
         return findings
+
+    def echoes(self) -> dict[int, Echo]:
+        with self.log.lock:
+            return {part: _echo(offset, metadata) for part, (offset, metadata) in self.log.commits.items()}
+
+    def remember(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> None:
+        self.log.tell(positions, _metadata(ledger_id, epoch))
 
     def first(self) -> dict[int, tuple[int, int]]:
         return {part: (self._begin(part, low, high), high) for part, (low, high) in self._marks().items()}
@@ -288,8 +298,16 @@ class MemoryPass:
         self._commit(self._next)
 
     def _commit(self, positions: Mapping[int, int]) -> None:
-        with self._log.lock:
-            self._log.commits.update({p: (offset, self._memory) for p, offset in positions.items()})
+        self._log.tell(positions, self._memory)
 
     def close(self) -> None:
         self._closed = True
+
+
+def _metadata(ledger_id: str, epoch: int) -> str:
+    return json.dumps({"ledger": ledger_id, "epoch": epoch})
+
+
+def _echo(offset: int, metadata: str) -> Echo:
+    found = json.loads(metadata or "{}")
+    return Echo(offset, found.get("ledger"), found.get("epoch", 0))

@@ -34,6 +34,8 @@ class MemoryTopics:
         """The consuming group's position by topic and partition; a topic nobody consumes has none."""
         self.unproducible: Callable[[Output], str | None] = lambda _output: None
         """Why an output can never be sent, None where it can."""
+        self.live: Callable[[], object] = lambda: None
+        """Runs whenever somebody asks for the group's positions: a consumer that keeps up."""
         self._writers: dict[str, MemoryWriter] = {}
 
     @classmethod
@@ -166,6 +168,7 @@ class MemoryReplay:
             ]
 
     def progress(self, topic: str) -> dict[int, int] | None:
+        self.topics.live()
         with self.topics.lock:
             return dict(self.topics.positions.get(topic, {})) or None
 

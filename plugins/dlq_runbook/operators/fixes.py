@@ -72,7 +72,7 @@ class ApplyFix(DlqOperator):
         from dlq.fixes import apply_fix
 
         approved = context["ti"].xcom_pull(task_ids="approve_fix")
-        return apply_fix(drain, approved["hash"])
+        return apply_fix(drain, approved["hash"], approved.get("decision"))
 
 
 class CanaryFix(DlqOperator):

@@ -92,7 +92,7 @@ class DecideReview(HITLOperator):
         if answered["chosen_options"] == [self.LEAVE_ALL]:
             self.log.info("Everything stays open: %s", who)
             raise AirflowSkipException(f"Everything stays open: {who}")
-        choices = []
+        choices: dict[str, dict[str, str]] = {}
         for each in context["ti"].xcom_pull(task_ids="propose_review"):
             choice, digest = unlabelled(str(given.get(_field(each), "")))
             if digest != short(each["hash"]):
@@ -101,7 +101,7 @@ class DecideReview(HITLOperator):
                     "Airflow keeps the first form of a cleared task: start a new review"
                 )
             self.log.info("%s: %s, decided by %s", each["subject"], choice, who)
-            choices.append({"subject": each["subject"], "hash": each["hash"], "choice": choice})
+            choices[each["subject"]] = {"choice": choice, "hash": each["hash"]}
         return {"choices": choices, "who": who}
 
 

@@ -1,0 +1,57 @@
+"""Fixtures of the core's tests: ledgers on both databases, queues in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlq.ledger import Ledger
+from tests.ledger_rig import LedgerRig
+from tests.memory_rig import MemoryRig
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where no ledger is yet: each test that asks for it runs on both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def ledger_rig(ledger_url: str) -> Iterator[LedgerRig]:
+    with LedgerRig(ledger_url) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="session")
+def ledger_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger to copy: faster than making one."""
+    path = tmp_path_factory.mktemp("ledger") / "template.db"
+    Ledger.create(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def make_queue(tmp_path: Path) -> Iterator[Callable[..., MemoryRig]]:
+    """Makes queues in memory, each with its own ledger and archive: ``make_queue(ordering="per_key")``."""
+    with ExitStack() as open_ones:
+
+        def make(**how: Any) -> MemoryRig:
+            folder = tmp_path / f"queue-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            return open_ones.enter_context(MemoryRig(folder, **how))
+
+        yield make
+
+
+@pytest.fixture
+def queue(make_queue: Callable[..., MemoryRig]) -> MemoryRig:
+    """A queue in memory whose first intake is behind it: what is put into it needs no decision of a person."""
+    made = make_queue()
+    made.begin()
+    return made
