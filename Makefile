@@ -13,9 +13,6 @@ WORKERS ?= auto
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 READY := $(VENV)/.ready
 
-# `airflow standalone` and its kin start `airflow` by name.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
-
 .PHONY: help setup lock demo test test-slow lint format bench clean
 
 help: ## List the targets

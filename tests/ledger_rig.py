@@ -28,7 +28,7 @@ class LedgerRig:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.ledger = Ledger.create(url)
+        self.ledger = Ledger.open(url)
         self.epoch = self.acquire()
         with self.write() as tx:
             values = {"queue": QUEUE, "uri": "kafka:c/t", "seen_at": clock.now()}
@@ -110,7 +110,9 @@ class LedgerRig:
             self.approve(jobs[0])
         return jobs[0]
 
-    def plan(self, *cuts: Sequence[int], stage: str = "retry_transient", expires_s: float = 600, **cut: Any) -> list[str]:
+    def plan(
+        self, *cuts: Sequence[int], stage: str = "retry_transient", expires_s: float = 600, **cut: Any
+    ) -> list[str]:
         """Propose a plan of one job for each of ``cuts``; returns its job ids. An empty cut makes a job without entries."""
         if not any(cuts):
             return [self._empty_job()]
@@ -148,14 +150,24 @@ class LedgerRig:
     def line(self, entry_id: int) -> tuple[Any, ...]:
         with self.ledger.read() as tx:
             row = tx.execute(
-                select(entry.c.id, source.c.uri, entry.c.part, entry.c.place, entry.c.segment, entry.c.row_no, entry.c.payload_sha)
+                select(
+                    entry.c.id,
+                    source.c.uri,
+                    entry.c.part,
+                    entry.c.place,
+                    entry.c.segment,
+                    entry.c.row_no,
+                    entry.c.payload_sha,
+                )
                 .join(source, source.c.id == entry.c.source)
                 .where(entry.c.id == entry_id)
             ).one()
             return tuple(row)
 
     def approve(self, job_id: str, plan_hash: str | None = None) -> None:
-        plan_id, hash_ = self.one("SELECT plan, (SELECT hash FROM plan WHERE id = job.plan) FROM job WHERE id = :j", j=job_id)
+        plan_id, hash_ = self.one(
+            "SELECT plan, (SELECT hash FROM plan WHERE id = job.plan) FROM job WHERE id = :j", j=job_id
+        )
         ledger_jobs.approve(self.ledger, QUEUE, self.epoch, plan_id, plan_hash or hash_, self.decision())
 
     def decision(self, subject: str = "a plan") -> int:

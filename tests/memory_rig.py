@@ -65,6 +65,7 @@ def failure(
 class MemoryRig:
     """One queue. Everything but the ledger's file and the archive lies in this process's memory.
 
+    :param ledger: the URL of a ledger that exists; without it ``template`` is copied.
     :param settings: further keys of the queue's file: ``limits``, ``outcome`` ...
     """
 
@@ -98,9 +99,7 @@ class MemoryRig:
                 **settings,
             }
         )
-        if template is None:
-            Ledger.create(url).close()
-        else:
+        if template is not None and ledger is None:
             shutil.copyfile(template, folder / "ledger.db")
         self.ledger = Ledger.open(url)
         self._drains: list[Drain] = []
@@ -159,7 +158,10 @@ class MemoryRig:
 
     def expire_lease(self) -> None:
         """As if the holder's lease had ended long ago: the next drain takes over."""
-        self.write("UPDATE queue SET lease_until = '2020-01-01T00:00:00.000+00:00' WHERE name = :q", q=self.config.name)
+        self.write(
+            "UPDATE queue SET lease_until = '2020-01-01T00:00:00.000+00:00' WHERE name = :q",
+            q=self.config.name,
+        )
 
     def begin(self) -> None:
         """The queue's first intake, while it is empty: what comes later needs no decision of a person."""
@@ -209,7 +211,10 @@ class MemoryRig:
         return {s: n for s, n in self.rows("SELECT state, COUNT(*) FROM entry GROUP BY state")}
 
     def reasons(self) -> dict[str, int]:
-        return {r: n for r, n in self.rows("SELECT reason, COUNT(*) FROM entry WHERE state = 'open' GROUP BY reason")}
+        return {
+            r: n
+            for r, n in self.rows("SELECT reason, COUNT(*) FROM entry WHERE state = 'open' GROUP BY reason")
+        }
 
     def entry(self, place: tuple[int, int]) -> Any:
         (row,) = self.rows("SELECT * FROM entry WHERE part = :p AND pos = :o", p=place[0], o=place[1])
@@ -227,7 +232,9 @@ class MemoryRig:
             low, high = self.log.marks(part)
             end = min(high, positions.get(part, low))
             for record in self.log.read(part, low, end):
-                assert places[(part, record.pos or 0)] == 1, f"{part}/{record.pos} is {places[(part, record.pos or 0)]} times in the ledger"
+                assert places[(part, record.pos or 0)] == 1, (
+                    f"{part}/{record.pos} is {places[(part, record.pos or 0)]} times in the ledger"
+                )
         self._check_chain()
         self._check_target()
         self._check_accounts()
@@ -246,14 +253,18 @@ class MemoryRig:
         for source, part, start, end in self.rows(
             "SELECT source, part, from_pos, to_pos FROM intake ORDER BY source, part, round"
         ):
-            assert at.get((source, part), start) == start <= end, f"range {start}..{end} of {part} does not follow {at}"
+            assert at.get((source, part), start) == start <= end, (
+                f"range {start}..{end} of {part} does not follow {at}"
+            )
             at[(source, part)] = end
 
     def _check_target(self) -> None:
         on_target: Counter[tuple[str, int]] = Counter()
         effects: Counter[str] = Counter()
         for record in self.delivered():
-            headers = {name: (value or b"").decode() for name, value in record.headers if name.startswith("dlq-")}
+            headers = {
+                name: (value or b"").decode() for name, value in record.headers if name.startswith("dlq-")
+            }
             on_target[(headers["dlq-job"], int(headers["dlq-ordinal"]))] += 1
             effects[headers["dlq-entry"]] += 1
         settled = {
@@ -274,8 +285,12 @@ class MemoryRig:
             f"on the target, not settled: {sorted(set(on_target) - in_doubt - settled)}; "
             f"settled, not on the target: {sorted(settled - set(on_target))}"
         )
-        assert set(on_target.values()) <= {1}, f"sent more than once: {[k for k, n in on_target.items() if n > 1]}"
-        assert set(effects.values()) <= {1}, f"entries with more than one effect: {[k for k, n in effects.items() if n > 1]}"
+        assert set(on_target.values()) <= {1}, (
+            f"sent more than once: {[k for k, n in on_target.items() if n > 1]}"
+        )
+        assert set(effects.values()) <= {1}, (
+            f"entries with more than one effect: {[k for k, n in effects.items() if n > 1]}"
+        )
 
     def _check_accounts(self) -> None:
         unsettled = self.one("SELECT COUNT(*) FROM entry WHERE settled_drain IS NULL")
@@ -322,7 +337,7 @@ class _WiredWriter:
         self._step()
         return self
 
-    def __exit__(self, *how: Any) -> None:
+    def __exit__(self, *how: object) -> None:
         self._inner.__exit__(*how)
 
     def cursor(self) -> int | None:

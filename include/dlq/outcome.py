@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dlq.drain import Drain
 from dlq.intake import Intake
 from dlq.ledger import jobs as ledger
+from dlq.orchestrator import Orchestrator
 
 KNOWN = 0.8
 """A gate looks once this share of a step is known (DESIGN §7)."""
@@ -70,21 +71,20 @@ class Outcomes:
     def look(self, job_id: str, target: str, first: int, last: int, deadline: float) -> Tally:
         """Settle what can be known now."""
         if self._orchestrator is not None:
-            self._ask(job_id, first, last, deadline)
+            self._ask(self._orchestrator, job_id, first, last, deadline)
         else:
             self._observe(job_id, target, first, last, deadline)
         with self._drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, first, last)
         return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
 
-    def _ask(self, job_id: str, first: int, last: int, deadline: float) -> None:
+    def _ask(self, orchestrator: Orchestrator, job_id: str, first: int, last: int, deadline: float) -> None:
         drain = self._drain
-        assert self._orchestrator is not None
         with drain.ledger.read() as tx:
             keys = ledger.awaited_keys(tx, job_id, first, last)
         failed = False
         for start in range(0, len(keys), 1000):
-            said = self._orchestrator.outcomes(keys[start : start + 1000])
+            said = orchestrator.outcomes(keys[start : start + 1000])
             good = [key for key, state in said.items() if state.state == "succeeded"]
             failed = failed or any(state.state == "failed" for state in said.values())
             if good:
@@ -100,8 +100,9 @@ class Outcomes:
             return
         with drain.ledger.read() as tx:
             passed = ledger.passed_below(tx, job_id, first, last, progress)
-            awaited = ledger.outcomes(tx, job_id, first, last).get("replayed", 0)
-        if not awaited or (passed < KNOWN * (last - first) and time.monotonic() < deadline):
+            counts = ledger.outcomes(tx, job_id, first, last)
+        sent = counts.get("replayed", 0) + counts.get("confirmed", 0) + counts.get("returned", 0)
+        if not counts.get("replayed") or (passed < KNOWN * sent and time.monotonic() < deadline):
             return
         # Passed, and no dead letter of it by the end of the grace: then it succeeded.
         time.sleep(drain.config.outcome.grace)

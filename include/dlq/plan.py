@@ -67,10 +67,18 @@ def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
 
 
 def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
-    """The jobs of this drain's stage that an earlier try left: a retry goes on with them and makes no new plan."""
+    """The jobs of this drain's stage that an earlier try left: a retry goes on with them and makes no new plan.
+
+    Their canaries come along, also closed ones: what a canary forbade stays forbidden.
+    """
+    left = select(job.c.plan).where(job.c.drain == drain.id, job.c.state.in_(("approved", "running")))
     with drain.ledger.read() as tx:
         return ledger.find(
-            tx, plan.c.drain == drain.id, plan.c.stage == stage, job.c.state.in_(("approved", "running"))
+            tx,
+            plan.c.drain == drain.id,
+            plan.c.stage == stage,
+            job.c.plan.in_(left),
+            or_(job.c.state != "closed", job.c.canary == 1),
         )
 
 

@@ -22,6 +22,9 @@ from dlq.pace import Pacer
 Progress = Callable[[int, int], None]
 """Called with (sent, of)."""
 
+_LAST_WORD_S = 15.0
+"""How long a job's end waits for the outcomes still under way; later ones are settled by the next stage or drain."""
+
 _REST = {
     "gate_failed": "gate_failed",
     "no_outcome": "outcome_unknown",
@@ -80,7 +83,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
         with drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, 0, found.size)
         tally = Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
-        return Ran(job_id, found.cursor, 0, tally, "done" if found.cursor == found.size else "gate_failed")
+        return Ran(job_id, found.cursor, 0, tally, found.ended or "done")
     limits = drain.config.limits
     pacer = Pacer(limits.batch, limits.gate, canary=found.canary)
     ended: str | None = None
@@ -102,11 +105,8 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
                 ended = "paused"
         ended = ended or "done"
         # The last word on what is still under way, so that the next stage begins with what is known.
-        tally = (
-            outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline, share=1.0)
-            if ended == "done"
-            else outcomes.look(job_id, run.job.target, 0, run.cursor, deadline)
-        )
+        last_word = time.monotonic() + (_LAST_WORD_S if ended == "done" else 0.0)
+        tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, min(deadline, last_word), share=1.0)
         run.close(ended, _REST.get(ended, "ready"))
         done = Ran(job_id, run.cursor, run.skipped, tally, ended)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:

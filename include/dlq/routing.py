@@ -9,8 +9,6 @@ from dlq import clock
 from dlq.drain import Drain
 from dlq.orchestrator import OrchestratorError
 
-_SHORTEST_S = 30
-
 
 def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
     """Pause routing for ``seconds``; it comes back by itself. Always succeeds: custody needs no isolation."""
@@ -30,7 +28,7 @@ def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
             return _said(
                 drain, "isolate", "none", "isolation: none, the orchestrator can't pause its routing"
             )
-        lease = orchestrator.pause_routing(drain.id, max(_SHORTEST_S, round(seconds)))
+        lease = orchestrator.pause_routing(drain.id, max(1, round(seconds)))
     except OrchestratorError as error:
         return _said(drain, "isolate", "none", f"isolation: none, {error}", level="warning")
     until = clock.iso(datetime.fromtimestamp((lease.until_ms or 0) / 1000, UTC))
@@ -56,7 +54,7 @@ def extend_isolation(drain: Drain, seconds: float) -> None:
     ):
         return
     try:
-        orchestrator.pause_routing(drain.id, max(_SHORTEST_S, round(seconds)))
+        orchestrator.pause_routing(drain.id, max(1, round(seconds)))
     except OrchestratorError as error:
         drain.note("extend_isolation", f"the pause could not be extended: {error}", level="warning")
 

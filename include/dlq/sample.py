@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dlq.classify import Classifier
-from dlq.config import QueueConfig
+from dlq.config import KafkaSource, QueueConfig
+from dlq.drain import dry
 from dlq.entry import Group, Record, Understood
-from dlq.ports import Source
+from dlq.errors import ConfigError
+from dlq.ledger import Ledger, LedgerError
+from dlq.ports import Connections, Source
 
 MOST = 50
 """The runbook's sample is 10 to 50 entries."""
@@ -24,6 +28,29 @@ class Looked:
     record: Record
     understood: Understood
     group: Group
+
+
+@contextmanager
+def looking(config: QueueConfig, connections: Connections) -> Iterator[tuple[Source, Mapping[int, int]]]:
+    """The queue, and the ledger's positions in it; where no ledger can be read, everything the queue holds.
+
+    :raises ConfigError: for a source in which looking is a touch.
+    """
+    if not isinstance(config.source, KafkaSource):
+        raise ConfigError(f"queue {config.name}: only a Kafka source can be looked at without touching it")
+    try:
+        Ledger.open(config.ledger).close()
+    except (ConfigError, LedgerError):
+        from dlq.sources.kafka import KafkaDlq
+
+        source = KafkaDlq(config.name, config.source, connections)
+        try:
+            yield source, {}
+        finally:
+            source.close()
+        return
+    with dry(config, run_id="sample", connections=connections) as look:
+        yield look.source, look.positions()
 
 
 def sample(source: Source, config: QueueConfig, positions: Mapping[int, int], most: int) -> list[Looked]:

@@ -54,7 +54,9 @@ def _ledgers(tx: Connection, name: str) -> dict[str, Any]:
     lease = tx.execute(select(queue).where(queue.c.name == name)).mappings().first()
     holder = None
     if lease is not None and lease["holder"] is not None:
-        row = tx.execute(select(drains.c.kind, drains.c.phase, drains.c.opened_at).where(drains.c.id == lease["holder"])).first()
+        row = tx.execute(
+            select(drains.c.kind, drains.c.phase, drains.c.opened_at).where(drains.c.id == lease["holder"])
+        ).first()
         holder = {
             "drain": lease["holder"],
             "until": lease["lease_until"],
@@ -74,7 +76,13 @@ def _ledgers(tx: Connection, name: str) -> dict[str, Any]:
     )
     owner = func.coalesce(work.c.owner, entry.c.owner, grp.c.owner)
     rows = tx.execute(
-        select(entry.c.state, entry.c.reason, owner.label("owner"), func.count().label("entries"), func.min(entry.c.expires_at).label("dies_first"))
+        select(
+            entry.c.state,
+            entry.c.reason,
+            owner.label("owner"),
+            func.count().label("entries"),
+            func.min(entry.c.expires_at).label("dies_first"),
+        )
         .select_from(entry)
         .join(grp, grp.c.id == entry.c.grp)
         .outerjoin(work, work.c.id == entry.c.work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Queues:
 def queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queues:
     folder = tmp_path / "config"
     (folder / "queues").mkdir(parents=True)
+    shutil.copy(ROOT / "include" / "config" / "taxonomy.yaml", folder)
     monkeypatch.setenv("DLQ_CONFIG", str(folder))
     return Queues(folder)
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from dlq.ledger import Ledger
+from sqlalchemy import create_engine
 from tests.ledger_rig import LedgerRig
 from tests.memory_rig import MemoryRig
 
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where no ledger is yet: each test that asks for it runs on both databases."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture
-def ledger_rig(ledger_url: str) -> Iterator[LedgerRig]:
-    with LedgerRig(ledger_url) as rig:
-        yield rig
+from dlq.ledger import Ledger, schema
+from dlq_demo.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +26,45 @@ def ledger_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def postgres_ledger(postgres: Postgres) -> str:
+    """A ledger on Postgres that the process's tests use one after the other."""
+    url = postgres.create_database(f"ledger_{uuid.uuid4().hex[:8]}")
+    Ledger.create(url).close()
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty ledger is: each test that asks for it runs on both databases."""
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("ledger_template"), tmp_path / "ledger.db")
+        return f"sqlite:///{tmp_path}/ledger.db"
+    url = str(request.getfixturevalue("postgres_ledger"))
+    kept = {schema.about.name, schema.allowed.name}
+    tables = ", ".join(t.name for t in schema.metadata.sorted_tables if t.name not in kept)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    engine.dispose()
+    return url
+
+
 @pytest.fixture
-def make_queue(tmp_path: Path) -> Iterator[Callable[..., MemoryRig]]:
+def ledger_rig(ledger_url: str) -> Iterator[LedgerRig]:
+    with LedgerRig(ledger_url) as rig:
+        yield rig
+
+
+@pytest.fixture
+def make_queue(tmp_path: Path, ledger_template: Path) -> Iterator[Callable[..., MemoryRig]]:
     """Makes queues in memory, each with its own ledger and archive: ``make_queue(ordering="per_key")``."""
     with ExitStack() as open_ones:
 
         def make(**how: Any) -> MemoryRig:
             folder = tmp_path / f"queue-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
-            return open_ones.enter_context(MemoryRig(folder, **how))
+            return open_ones.enter_context(MemoryRig(folder, template=ledger_template, **how))
 
         yield make
 

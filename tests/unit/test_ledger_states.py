@@ -27,7 +27,9 @@ def values_of(state: str, job: str) -> dict[str, Any]:
 MOVE = "UPDATE entry SET state = :s, settled_drain = :d, job = :j WHERE id = :e"
 
 
-def test_every_transition_that_is_not_allowed_is_refused_and_every_other_is_made(ledger_rig: LedgerRig) -> None:
+def test_every_transition_that_is_not_allowed_is_refused_and_every_other_is_made(
+    ledger_rig: LedgerRig,
+) -> None:
     job = ledger_rig.job()
     wrong = []
     for before, after in product(STATES, STATES):
@@ -113,7 +115,9 @@ def test_a_plan_is_frozen(ledger_rig: LedgerRig, column: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["proposed", "approved"])
-def test_no_line_is_taken_out_of_a_plan_while_its_entry_is_unsettled(ledger_rig: LedgerRig, state: str) -> None:
+def test_no_line_is_taken_out_of_a_plan_while_its_entry_is_unsettled(
+    ledger_rig: LedgerRig, state: str
+) -> None:
     ledger_rig.job(ledger_rig.entry(), state=state)
     with pytest.raises(IntegrityError, match="a plan is frozen"):
         ledger_rig.execute("DELETE FROM job_entry")
@@ -174,7 +178,9 @@ def test_the_guards_hold_every_row_of_a_statement(ledger_rig: LedgerRig) -> None
     """One forbidden row refuses the whole statement: nothing of it is written."""
     good, bad = ledger_rig.entry("open"), ledger_rig.entry("confirmed")
     with pytest.raises(IntegrityError, match="transition not allowed"):
-        ledger_rig.execute(f"UPDATE entry SET state = 'discarded', settled_drain = '{DRAIN}' WHERE queue = '{QUEUE}'")
+        ledger_rig.execute(
+            f"UPDATE entry SET state = 'discarded', settled_drain = '{DRAIN}' WHERE queue = '{QUEUE}'"
+        )
     assert (ledger_rig.state(good), ledger_rig.state(bad)) == ("open", "confirmed")
 
 

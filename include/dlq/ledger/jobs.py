@@ -49,6 +49,7 @@ class Job(msgspec.Struct, frozen=True):
     cursor: int
     state: str
     target_from: Mapping[str, int] | None
+    ended: str | None
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -227,6 +228,7 @@ def find(tx: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
             r["cursor"],
             r["state"],
             json.loads(r["target_from"]) if r["target_from"] else None,
+            r["ended"],
         )
         for r in rows
     ]

@@ -360,6 +360,21 @@ _GUARDS = (
     ("decision_keep", "UPDATE", "decision", "TRUE", "decisions are append-only"),
     ("decision_stay", "DELETE", "decision", "TRUE", "decisions are append-only"),
     ("job_entry_keep", "UPDATE", "job_entry", "TRUE", "a plan is frozen"),
+    (
+        "job_entry_stay",
+        "DELETE",
+        "job_entry",
+        "EXISTS (SELECT 1 FROM entry WHERE id = OLD.entry AND settled_drain IS NULL)",
+        "a plan is frozen",
+    ),
+    (
+        "job_entry_full",
+        "INSERT",
+        "job_entry",
+        "NOT EXISTS (SELECT 1 FROM job WHERE id = NEW.job AND state = 'proposed')",
+        "a plan is frozen",
+    ),
+    ("job_forward", "UPDATE OF cursor", "job", "NEW.cursor < OLD.cursor", "a cursor never goes back"),
     ("intake_stay", "DELETE", "intake", "TRUE", "positions are never pruned"),
     (
         "intake_forward",

@@ -167,7 +167,7 @@ class KafkaPass:
         size, until = 0, time.monotonic() + max_seconds
         while (
             self._reading
-            and self._error is None
+            and self._error is None  # type: ignore[redundant-expr]  # a record may set it
             and len(records) < max_entries
             and size < max_bytes
             and time.monotonic() < until
