@@ -29,8 +29,8 @@ lock: $(READY) ## Resolve requirements.lock anew within the ranges
 		--extra dev pyproject.toml -o requirements.lock
 	@! grep -nE '://' requirements.lock
 
-demo: $(READY) ## Run the runbook on an embedded Kafka in a real Airflow (EXIT=1: end with its verdict; APPROVE=1: you answer; QUEUE=name)
-	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(if $(QUEUE),--queue "$(QUEUE)")
+demo: $(READY) ## The runbook on an embedded Kafka in a real Airflow (EXIT=1 ends by itself, APPROVE=1 asks you, QUEUE=, PORT=)
+	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(QUEUE:%=--queue %) $(PORT:%=--port %)
 
 test: $(READY) ## Every test but the slow ones
 	$(PYTEST)

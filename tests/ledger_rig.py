@@ -73,6 +73,9 @@ class LedgerRig:
     def write(self, epoch: int | None = None) -> AbstractContextManager[Connection]:
         return self.ledger.write(QUEUE, epoch)
 
+    def read_tx(self) -> AbstractContextManager[Connection]:
+        return self.ledger.read()
+
     def entry(self, state: str = "open", **values: Any) -> int:
         """A row of the ledger; returns its id."""
         pos = self._pos

@@ -367,9 +367,9 @@ def wire(drain: Drain, step: Callable[[], None]) -> Drain:
     open_pass, writer = source.open_pass, target.writer
 
     @contextmanager
-    def wired_write(queue: str, epoch: int | None) -> Iterator[Any]:
+    def wired_write(queue: str, epoch: int | None, **how: Any) -> Iterator[Any]:
         step()
-        with write(queue, epoch) as tx:
+        with write(queue, epoch, **how) as tx:
             yield tx
             step()
         step()

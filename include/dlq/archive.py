@@ -179,27 +179,56 @@ class Archive:
         if not names:
             return None
         epoch, path = names[-1]
-        return epoch, str(json.loads(path.read_text())["ledger"])
+        return epoch, self._ledger_of(path)
+
+    def _ledger_of(self, path: UPath) -> str:
+        try:
+            return str(json.loads(path.read_text())["ledger"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(
+                f"archive: {path} does not say whose epoch it is: {error}; restore it from a backup of the archive"
+            ) from error
 
     def claim_epoch(self, epoch: int, ledger_id: str, holder: str) -> None:
-        """Write an epoch down, create-only.
+        """Write an epoch down, create-only, durable when this returns.
 
-        :raises Refused: when another ledger wrote that epoch first.
+        :raises Refused: when it was written before: no ledger gives an epoch twice, so another one lives, or a copy.
+        :raises ArchiveError: when it can't be written.
         """
         path = self.root / "epochs" / f"{epoch:09d}.json"
         body = json.dumps({"ledger": ledger_id, "epoch": epoch, "holder": holder})
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with path.open("x") as file:
-                file.write(body)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.is_local:
+                _create(Path(str(path)), body)
+            else:
+                with path.open("x") as file:
+                    file.write(body)
         except FileExistsError:
-            if json.loads(path.read_text()).get("ledger") != ledger_id:
-                raise Refused(
-                    f"archive {self.root}: epoch {epoch} was written by another ledger. Two ledgers on one queue would replay twice: "
-                    "point both at one ledger, or run `dlq ledger rebuild` on the one that stays"
-                ) from None
-        if self.is_local:
-            _sync_folder(str(path.parent))
+            other = "a copy of this" if self._ledger_of(path) == ledger_id else "another"
+            raise Refused(
+                f"archive {self.root}: epoch {epoch} was written by {other} ledger. Two ledgers on one queue would "
+                "replay twice: point both at one ledger, or run `dlq ledger rebuild` on the one that stays"
+            ) from None
+        except OSError as error:
+            raise ArchiveError(f"archive: {path} can't be written: {error}; nothing was changed") from error
+
+
+def _create(path: Path, body: str) -> None:
+    """A file that appears whole or not at all.
+
+    :raises FileExistsError: when it is there.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("x") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        path.hardlink_to(part)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(str(path.parent))
 
 
 def _sync_folder(folder: str) -> None:

@@ -33,10 +33,10 @@ from dlq.selection import Selection
 @deadline_option
 @as_json
 def take(queue: QueueConfig, parts: tuple[int, ...], deadline: float | None, as_json: bool) -> int:
-    """Take what the queue holds into custody, up to where it ends now.
+    """Take what the queue holds into custody.
 
-    Bytes to the archive, rows to the ledger, and only then is the queue told. Nothing is replayed. Safe to repeat, and
-    to interrupt.
+    Up to where the queue ends now: bytes to the archive, rows to the ledger, and only then is the queue told.
+    Nothing is replayed. Safe to repeat, and to interrupt.
     """
     from dlq.intake import take_custody
     from dlq.triage import assign
@@ -74,10 +74,13 @@ def plan(
     who: str,
     as_json: bool,
 ) -> None:
-    """Show what a replay would send now, by group and target, and what it would not, and why.
+    """Show what a replay would send now.
 
-    What a queue's very first intake found waits until it is freed, for old letters may have been dealt with by hand:
-    --approve frees it (of --group, if given) and writes down who did. It sends nothing: `dlq replay`, or the Dag, does.
+    By group and target; and what it would not send, and why.
+
+    What a queue's very first intake found waits until it is freed, for old letters may have been dealt with
+    by hand: --approve frees it (of --group, if given) and writes down who did. It sends nothing: `dlq
+    replay`, or the Dag, does.
     """
     from dlq import first_intake as old
     from dlq import plan as planning
@@ -155,11 +158,12 @@ def replay(
     who: str,
     as_json: bool,
 ) -> int:
-    """Drain the queue at the terminal: what one does when Airflow is down.
+    """Drain the queue at the terminal.
 
-    Takes what the queue holds into custody, categorizes it, replays what a retry can help (a canary first, then batches
-    that grow while all goes well), takes and replays what is left, proves that nothing was lost or run twice, and gives
-    its verdict. What needs a fix or a person stays open. With --group only those groups are replayed.
+    What one does when Airflow is down. Takes what the queue holds into custody, categorizes it, replays what
+    a retry can help (a canary first, then batches that grow while all goes well), takes and replays what is
+    left, proves that nothing was lost or run twice, and gives its verdict. What needs a fix or a person stays
+    open. With --group only those groups are replayed.
 
     Exit status 0: green. 1: red, with the reasons.
     """
@@ -205,10 +209,10 @@ def replay(
 @who_option
 @as_json
 def edit(queue: QueueConfig, entry: str, value: IO[bytes], who: str, as_json: bool) -> None:
-    """Draft a new value for an entry that waits for a person.
+    """Draft a new value for one entry.
 
-    ENTRY is <partition>/<offset>, or <source>/<partition>/<offset>. Key and headers stay, and so does the original:
-    nothing is sent before a review approves the draft.
+    The entry waits for a person. ENTRY is <partition>/<offset>, or <source>/<partition>/<offset>. Key and
+    headers stay, and so does the original: nothing is sent before a review approves the draft.
     """
     from dlq import drafts
 
@@ -231,7 +235,7 @@ def edit(queue: QueueConfig, entry: str, value: IO[bytes], who: str, as_json: bo
     )
     terminal.say(f"payload sum {made.sha}")
     terminal.say(
-        f'To send it in place of the original: run the Dag dlq_review__{queue.name}, choose "replay" for draft {made.id} and '
+        f"To send it instead: run the Dag dlq_review__{queue.name}, choose to replay draft {made.id} and "
         f"compare the sum ({made.sha[:12]}). Until then nothing is sent."
     )
 
@@ -240,10 +244,10 @@ def edit(queue: QueueConfig, entry: str, value: IO[bytes], who: str, as_json: bo
 @queue_argument
 @as_json
 def verify(queue: QueueConfig, as_json: bool) -> int:
-    """Prove again that no entry was lost or run twice.
+    """Prove that nothing was lost or run twice.
 
-    Reads the log, the archive and the target afresh and holds them against the ledger, for everything unsettled and for
-    what the last run took and sent. Exit status 1 where a law is broken.
+    Reads the log, the archive and the target afresh and holds them against the ledger, for everything
+    unsettled and for what the last run took and sent. Exit status 1 where a law is broken.
     """
     from dlq.conservation import verify_conservation
     from dlq.ledger.schema import drain as drains
@@ -311,8 +315,8 @@ def restore(
       dlq restore QUEUE --to topic TOPIC …  any entries, to a scratch topic you created, on the target's cluster
       dlq restore QUEUE --to dlq …          entries still open, back to the queue; they are settled as handed back
 
-    Files and scratch topics change no entry's state. What is handed back carries our headers beside its own; taken
-    again it is linked to what it was, and waits for a person.
+    Files and scratch topics change no entry's state. What is handed back carries our headers beside its own;
+    taken again it is linked to what it was, and waits for a person.
     """
     from dlq import restore as restoring
 
@@ -370,9 +374,6 @@ def _say_first_intake(queue: QueueConfig, n: int) -> None:
 
 def _rows(found: Sequence[dict[str, Any]], names: str) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in names.split()) for row in found]
-
-
-COMMANDS = (take, plan, replay, edit, verify, restore)
 
 
 COMMANDS = (take, plan, replay, edit, verify, restore)

@@ -18,16 +18,17 @@ from dlq.selection import Selection
 
 @click.group()
 def ledger() -> None:
-    """The ledger: create it once, and what to do when its memory and the world disagree."""
+    """Create the ledger, and repair its memory."""
 
 
 @ledger.command()
 @click.argument("queues", metavar="[QUEUE]…", nargs=-1)
 @as_json
 def create(queues: tuple[str, ...], as_json: bool) -> None:
-    """Create the ledgers of these queues, or of every queue that is configured.
+    """Create ledgers, once.
 
-    One that is there stays as it is. Nothing else is done, no queue is touched.
+    Those of these queues, or of every queue that is configured. One that is there stays as it is. Nothing else
+    is done, no queue is touched.
     """
     names = queues or tuple(queue_names())
     if not names:
@@ -55,13 +56,14 @@ def create(queues: tuple[str, ...], as_json: bool) -> None:
 @who_option
 @as_json
 def rebuild(queue: QueueConfig, who: str, as_json: bool) -> None:
-    """Take up again what the archive has, in a ledger that was lost or restored from an older backup.
+    """Take up again what the archive has.
 
-    For a lost one: `dlq ledger create` first, then this. Make sure that nothing uses the other ledger any more.
+    In a ledger that was lost, or restored from an older backup. For a lost one: `dlq ledger create` first,
+    then this. Make sure that nothing uses the other ledger any more.
 
-    What the archive has and the ledger lacks becomes entries in doubt (ambiguous), and so does what an older ledger
-    believes open: it may have been sent since. Nothing is sent before a person decides, in review or with
-    `dlq ledger resolve`. Then the ledger becomes the queue's own. Interrupted, run it again.
+    What the archive has and the ledger lacks becomes entries in doubt (ambiguous), and so does what an older
+    ledger believes open: it may have been sent since. Nothing is sent before a person decides, in review or
+    with `dlq ledger resolve`. Then the ledger becomes the queue's own. Interrupted, run it again.
     """
     from dlq.ledger.rebuild import rebuild as build
 
@@ -94,10 +96,13 @@ def rebuild(queue: QueueConfig, who: str, as_json: bool) -> None:
 @who_option
 @as_json
 def adopt_source(queue: QueueConfig, who: str, as_json: bool) -> None:
-    """Start a queue anew whose topic was recreated or truncated, or is another one now.
+    """Start anew with another topic.
 
-    Positions in the old topic mean nothing in the new one: it begins by source.start, and what it holds now waits for
-    `dlq plan --approve`, like any first intake. Entries in custody stay as they are. Refused where nothing changed.
+    For a queue whose topic was recreated or truncated, or is another one now.
+
+    Positions in the old topic mean nothing in the new one: it begins by source.start, and what it holds now
+    waits for `dlq plan --approve`, like any first intake. Entries in custody stay as they are. Refused where
+    nothing changed.
     """
     from dlq.ledger.adopt import adopt_source as adopt
 
@@ -126,7 +131,7 @@ def adopt_source(queue: QueueConfig, who: str, as_json: bool) -> None:
 @selection_options
 @as_json
 def resolve(queue: QueueConfig, fate: Fate, why: str, who: str, chosen: Selection, as_json: bool) -> None:
-    """Say what became of entries in doubt (ambiguous).
+    """Say what became of entries in doubt.
 
     \b
       open        they were not sent: the next drain looks at them as at new ones, and may replay them

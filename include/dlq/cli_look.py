@@ -21,8 +21,9 @@ from dlq.redact import redact
 @click.argument("queue", required=False)
 @as_json
 def status(queue: str | None, as_json: bool) -> int:
-    """How a queue stands, or every queue: depth, outstanding, what is unsettled and whose, who holds it.
+    """Say how a queue stands, or every queue.
 
+    Depth, outstanding, ratio; what is unsettled, why and whose; who holds it, and what they left unfinished.
     Reads only, and needs no lease.
     """
     from dlq.cli import exit_code
@@ -101,16 +102,17 @@ def _show_status(found: dict[str, Any]) -> None:
 )
 @as_json
 def sample(queue: QueueConfig, most: int, payload: bool, as_json: bool) -> None:
-    """Look at the oldest entries still in the queue, without a drain.
+    """Look at entries still in the queue.
 
-    Nothing is taken, and the queue is told nothing. Messages are shown redacted. Kafka only.
+    At the oldest of each partition, without a drain. Nothing is taken, and the queue is told nothing.
+    Messages are shown redacted. Kafka only.
     """
     from dlq.sample import escaped, looking
     from dlq.sample import sample as look
 
     if payload:
         terminal.warn(
-            "Payloads follow as they are: they may hold secrets and personal data, and come from others. Run nothing you read there."
+            "Payloads follow as they are: they may hold secrets and personal data, and somebody else wrote them."
         )
     with looking(queue, from_environment) as (source, positions):
         found = look(source, queue, positions, most)
@@ -184,9 +186,10 @@ def _sampled(one: Any, payload: bool) -> dict[str, Any]:
 )
 @as_json
 def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool) -> None:
-    """Say what is understood of dead letters in FILE, or all that the ledger knows of one in custody.
+    """Explain dead letters.
 
-    FILE (- is standard input) has one dead letter a line, as `dlq restore --to file` writes it:
+    What is understood of those in FILE, or all that the ledger knows of one in custody. FILE (- is standard
+    input) has one dead letter a line, as `dlq restore --to file` writes it:
 
     \b
       {"transport": "kafka", "topic": …, "partition": …, "offset": …, "timestamp_ms": …,
@@ -201,7 +204,7 @@ def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool
     if (file is None) == (entry is None):
         raise click.UsageError("name either a FILE or --entry QUEUE ENTRY")
     if file is not None:
-        for line in explained(file, file.name):
+        for line in explained(file, getattr(file, "name", "standard input")):
             terminal.put_json(line)
         return
     assert entry is not None
@@ -218,9 +221,21 @@ def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool
 
 
 _PLAIN = (
-    "state", "reason", "owner", "target", "held_until", "attempts", "size", "payload_sha", "failed_at", "expires_at", "origin",
-    "correlation_id", "trace_id", "dedupe_key",
-)  # fmt: skip
+    "state",
+    "reason",
+    "owner",
+    "target",
+    "held_until",
+    "attempts",
+    "size",
+    "payload_sha",
+    "failed_at",
+    "expires_at",
+    "origin",
+    "correlation_id",
+    "trace_id",
+    "dedupe_key",
+)
 
 
 def _show_entry(found: dict[str, Any]) -> None:
@@ -228,12 +243,8 @@ def _show_entry(found: dict[str, Any]) -> None:
     group, archive = found["group"], found["archive"]
     rows: list[tuple[str, Any]] = [(_words(key), found[key]) for key in _PLAIN if found[key] is not None]
     rows.append(("group", f"{group['id']}: {group['signature']}"))
-    rows.append(
-        (
-            "decided",
-            f"{group['category']}, {group['remedy']}, by rule {group['rule']} ({group['format']}, {group['fingerprint']})",
-        )
-    )
+    rows.append(("category", f"{group['category']}, {group['remedy']}, by rule {group['rule']}"))
+    rows.append(("fingerprint", f"{group['fingerprint']} ({group['format']})"))
     rows.append(("archive", f"{archive['segment']}, row {archive['row']}"))
     for what in ("taken", "settled"):
         if by := found[what]:

@@ -82,8 +82,8 @@ def _go_on(drain: Drain, *, approve_dr: bool, who: str) -> None:
         said = "at the terminal"
     else:
         raise Refused(
-            f"queue {drain.queue}: more than limits.dr is outstanding and approval.dr is person: everything is in custody, "
-            "nothing was replayed. Run it again with --approve-dr once you have looked"
+            f"queue {drain.queue}: more than limits.dr is outstanding and approval.dr is person. It is all in custody, "
+            "nothing was replayed; run it again with --approve-dr once you have looked"
         )
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         saw = "the archive was read back in full"

@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from upath import UPath
 
 from dlq.errors import ConfigError
@@ -50,7 +58,7 @@ class KafkaSource(_Model):
     kind: Literal["kafka"]
     connection: str
     topic: str
-    start: Literal["earliest", "latest"] | datetime
+    start: Literal["earliest", "latest"] | AwareDatetime
 
 
 class KafkaTarget(_Model):
@@ -227,11 +235,15 @@ class QueueConfig(_Model):
             if value is None:
                 continue
             if key in {"batch", "rate", "budget"}:
-                value = seconds(value) if key == "budget" else value
                 held = limits[key]
+                try:
+                    value = seconds(value) if key == "budget" else float(value)
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(f"{self.name}: param {key}: {error}") from None
                 if held is not None and value > held:
                     raise ConfigError(
-                        f"{self.name}: param {key}={value} is looser than the queue's file ({held}); a run may only tighten it"
+                        f"{self.name}: param {key}={value:g} is looser than the queue's file ({held}); "
+                        "a run may only tighten it"
                     )
                 limits[key] = value
             elif key in {"approve_fix", "approve_dr"}:
@@ -309,5 +321,12 @@ def _validated(data: dict[str, Any], where: str) -> QueueConfig:
     try:
         return QueueConfig.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(p) for p in e['loc']) or '(file)'}: {e['msg']}" for e in error.errors()]
+        lines = [f"{_field(e['loc'])}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def _field(where: tuple[int | str, ...]) -> str:
+    """A field's name as the file has it: the kind that chose among models is none of its parents."""
+    if where[:1] in (("source",), ("target",)):
+        where = (where[0], *where[2:])
+    return ".".join(str(part) for part in where) or "(file)"

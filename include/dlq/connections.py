@@ -29,7 +29,7 @@ def from_environment(conn_id: str) -> Connection:
     value = os.environ.get(variable, "").strip()
     if not value:
         raise ConfigError(
-            f"Connection {conn_id!r}: environment variable {variable} is not set, and the command line finds it only there. "
+            f"Connection {conn_id!r}: environment variable {variable} is not set; the command line looks only there. "
             f"""For Kafka: {variable}='{{"conn_type": "kafka", "extra": {{"bootstrap.servers": "broker:9092"}}}}'"""
         )
     return (

@@ -72,7 +72,7 @@ def edit(config: QueueConfig, reference: str, value: bytes, who: str) -> Draft:
             )
         if flaw := table["flaw"][row.row_no].as_py():
             raise Refused(
-                f"{reference}: {flaw.replace('_', ' ')}: they are not in the archive, a replay of any value would lose them"
+                f"{reference}: {flaw.replace('_', ' ')}: the archive lacks them, a replay of any value would lose them"
             )
         sha = payload_sha(stored.key, value)
         if sha == row.payload_sha:

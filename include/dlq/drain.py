@@ -106,16 +106,18 @@ class Drain:
 
     @cached_property
     def source(self) -> Source:
+        found: Source
         if isinstance(self.config.source, KafkaSource):
             from dlq.sources.kafka import KafkaDlq
 
             found = KafkaDlq(self.queue, self.config.source, self.connections)
-            with self.ledger.read() as tx:
-                found.uri = custody.living_uri(tx, self.queue, found.uri)
-            return found
-        from dlq.sources.memory import MemoryDlq
+        else:
+            from dlq.sources.memory import MemoryDlq
 
-        return MemoryDlq.shared(self.config.source.connection, self.config.source.start)
+            found = MemoryDlq.shared(self.config.source.connection, self.config.source.start)
+        with self.ledger.read() as tx:
+            found.uri = custody.living_uri(tx, self.queue, found.uri)
+        return found
 
     @cached_property
     def target(self) -> Target:
@@ -258,7 +260,7 @@ def open_drain(
             positions = custody.positions(tx, row)
         findings = drain.source.check(positions, ledger.id, epoch)
         _preflight(drain)
-        for finding in findings:
+        for finding in [*findings, *drain.target.findings()]:
             drain.note("open_drain", finding, level="warning")
         orphans = custody.register_orphans(ledger, archive, config.name, epoch)
         if orphans:

@@ -19,6 +19,10 @@ class Fenced(DlqError):
     """Another holder took over; this process is a zombie and must change nothing more. A retry can't heal it."""
 
 
+class Overtaken(Fenced):
+    """Another process of this same drain took what this one had read: custody is well, but this pass is over."""
+
+
 class QueueBusy(DlqError):
     """Another drain, review or restore holds the queue's lease; a later try may get it."""
 

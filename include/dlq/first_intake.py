@@ -1,4 +1,4 @@
-"""What a queue's first intake found: old letters that may have been dealt with by hand wait until a person frees them."""
+"""What a queue's first intake found: old letters, maybe dealt with by hand; they wait until a person frees them."""
 
 from __future__ import annotations
 

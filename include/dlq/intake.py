@@ -17,6 +17,7 @@ from dlq.classify import Classifier
 from dlq.config import KafkaTarget
 from dlq.drain import Drain
 from dlq.entry import Group, Record, Understood, payload_sha
+from dlq.errors import Overtaken
 from dlq.ledger import custody
 from dlq.ports import Batch, Pass
 
@@ -81,13 +82,8 @@ class Intake:
         """
         drain, done = self._drain, Taken()
         began = time.monotonic()
-        row, positions = self._positions()
-        reading = drain.source.open_pass(positions, self._parts)
+        row, reading, rounds = self._open()
         try:
-            with drain.ledger.write(drain.queue, drain.epoch) as tx:
-                rounds = custody.open_ranges(tx, row, drain.id, reading.starts, reading.cutoffs)
-                self._first_until = custody.first_until(tx, row)
-                self._spans = custody.sent_spans(tx)
             done.cutoffs = dict(reading.cutoffs)
             reading.echo()
             total = sum(max(0, reading.cutoffs[p] - s) for p, s in reading.starts.items())
@@ -117,6 +113,25 @@ class Intake:
         done.seconds = time.monotonic() - began
         return done
 
+    def _open(self) -> tuple[int, Pass, dict[int, int]]:
+        """A pass from where the ledger is, with its ranges; again where another process moved on meanwhile."""
+        drain = self._drain
+        while True:
+            row, positions = self._positions()
+            reading = drain.source.open_pass(positions, self._parts)
+            try:
+                with drain.ledger.write(drain.queue, drain.epoch, alone=True) as tx:
+                    rounds = custody.open_ranges(tx, row, drain.id, reading.starts, reading.cutoffs)
+                    self._first_until = custody.first_until(tx, row)
+                    self._spans = custody.sent_spans(tx)
+            except Overtaken:
+                reading.close()
+            except BaseException:
+                reading.close()
+                raise
+            else:
+                return row, reading, rounds
+
     def _positions(self) -> tuple[int, dict[int, int]]:
         """The source's row and positions; a first intake writes its beginning down for every partition at once."""
         drain = self._drain
@@ -125,7 +140,7 @@ class Intake:
             positions = custody.positions(tx, row)
         if not positions and drain.source.has_log:
             first = drain.source.first()
-            with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            with drain.ledger.write(drain.queue, drain.epoch, alone=True) as tx:
                 if not custody.positions(tx, row):
                     custody.begin(tx, row, drain.id, first)
                 positions = custody.positions(tx, row)
@@ -172,7 +187,7 @@ class Intake:
                     for n, s in returns.items()
                     if s.payload_sha == shas[n] and s.state != "handed_back"
                 }
-                custody.mark_returned(tx, sorted(came_back))
+                custody.mark_returned(tx, sorted(came_back), drain.id)
                 done.returns += len(came_back)
             again = len(batch.records) - new
             custody.move(tx, source, rounds, batch.ranges, again)

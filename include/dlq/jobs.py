@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from sqlalchemy import select
 
 from dlq import clock
 from dlq.drain import Drain
-from dlq.errors import Fenced, TargetError
+from dlq.errors import Fenced, Refused, TargetError
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Item
 from dlq.ledger.schema import queue as queues
@@ -77,13 +77,17 @@ class JobRun:
         self._writers.close()
         about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
         self._writer: Writer = self._writers.enter_context(self._target.writer(job.id, job.target, about))
+        # Once more, now that an older writer can't commit: the try that slept between the claim and the init above would
+        # be the writer the target believes in, while its successor sends the same entries in another job.
+        ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=False)
         with drain.ledger.read() as tx:
             job = self.job = ledger.get(tx, job.id)
-        found = self._writer.cursor()
-        if found is None and job.state == "running":
-            n = ledger.doubt(drain.ledger, drain.queue, drain.epoch, job.id)
-            raise CursorLost(
-                f"job {job.id}: the target keeps no cursor of it; {n} entries are in doubt and wait for a person (`dlq explain`, review)"
+        if job.state == "closed":
+            raise Fenced(f"job {job.id} was closed by another; this one stops")
+        found = self._cursor()
+        if job.state == "running" and (found is None or found < job.cursor):
+            self._doubt(
+                "the target keeps no cursor of it" if found is None else f"its cursor went back to {found}"
             )
         if job.target_from is None:
             ledger.mark_from(drain.ledger, drain.queue, drain.epoch, job.id, self._target.ends(job.target))
@@ -99,6 +103,23 @@ class JobRun:
         self.cursor = self.job.cursor
         if unknown:
             self._find_deliveries()
+
+    def _cursor(self) -> int | None:
+        try:
+            return self._writer.cursor()
+        except Refused:
+            # A job of this name ran before, out of a ledger that is lost or another one: what its cursor says is not of
+            # these entries.
+            if self.job.state == "running":
+                self._doubt("its cursor at the target is another job's")
+            self.close("cursor of another job", self.job.rest("ready"))
+            raise
+
+    def _doubt(self, why: str) -> NoReturn:
+        n = ledger.doubt(self._drain.ledger, self._drain.queue, self._drain.epoch, self.job.id)
+        raise CursorLost(
+            f"job {self.job.id}: {why}; {n} entries are in doubt and wait for a person (`dlq explain`, review)"
+        )
 
     def _find_deliveries(self) -> None:
         """After a crash between the target's commit and ours: find where the last outputs went by our header."""
@@ -226,5 +247,11 @@ class JobRun:
     def close(self, ended: str, rest: str) -> int:
         """End the job; what was not sent is open again. Returns how many that were."""
         return ledger.close(
-            self._drain.ledger, self._drain.queue, self._drain.epoch, self.job.id, ended, rest
+            self._drain.ledger,
+            self._drain.queue,
+            self._drain.epoch,
+            self.job.id,
+            ended,
+            rest,
+            writer=self._token,
         )

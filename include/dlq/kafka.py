@@ -16,9 +16,9 @@ from dlq.ports import Connection
 TIMEOUT_S = 30.0
 
 # librdkafka's own log goes to this logger only: what matters arrives as an error of the call that met it.
-_QUIET = logging.getLogger("dlq.kafka.client")
-_QUIET.addHandler(logging.NullHandler())
-_QUIET.propagate = False
+QUIET = logging.getLogger("dlq.kafka.client")
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
 
 _FORCED_CONSUMER = {
     "enable.auto.commit": False,
@@ -60,7 +60,7 @@ def transport(connection: Connection) -> dict[str, Any]:
 
 
 def admin(connection: Connection) -> AdminClient:
-    return AdminClient(transport(connection), logger=_QUIET)
+    return AdminClient(transport(connection), logger=QUIET)
 
 
 def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:
@@ -72,7 +72,7 @@ def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:
         "group.id": group,
         **settings,
     }
-    return Consumer(config, logger=_QUIET)
+    return Consumer(config, logger=QUIET)
 
 
 def producer_config(connection: Connection, **settings: Any) -> dict[str, Any]:

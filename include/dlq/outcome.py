@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from dlq.drain import Drain
+from dlq.errors import Overtaken
 from dlq.intake import Intake
 from dlq.ledger import jobs as ledger
 from dlq.orchestrator import Orchestrator
@@ -111,4 +112,8 @@ class Outcomes:
                 ledger.confirm_below(tx, job_id, first, last, progress)
 
     def _take(self, deadline: float) -> bool:
-        return self._intake.run(max(5.0, deadline - time.monotonic())).reached
+        while True:
+            try:
+                return self._intake.run(max(5.0, deadline - time.monotonic())).reached
+            except Overtaken:  # by a sibling: jobs of one plan run side by side, each looking for its returns
+                continue

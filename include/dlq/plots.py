@@ -19,7 +19,7 @@ _LINES = {"taken": "#8c8c8c", "replayed": "#56b4e9", "confirmed": "#009e73", "re
 _FONT = "system-ui, sans-serif"
 _SHOWN = 10
 _WIDTH = 920
-_LABELS = 260  # room for the groups' names: the page's font is not the one they were measured with
+_LABELS = 340  # room for the groups' names: the page's font is not the one they were measured with
 
 
 def outcome_by_group(groups: Sequence[Group]) -> str | None:
@@ -30,7 +30,7 @@ def outcome_by_group(groups: Sequence[Group]) -> str | None:
     names = []
     for position, group in enumerate(groups[:_SHOWN]):
         # The number keeps two groups of one name apart; the table beside the plot has the same numbers.
-        name = f"{position + 1}  {_short(group.error_type, 24)} · {_short(group.component, 28)}"
+        name = f"{position + 1}  {_short(group.error_type, 22)} · {_short(group.component, 24)}"
         names.append(name)
         counts = (group.confirmed, group.unconfirmed, group.returned, group.open, group.aside)
         rows += [

@@ -166,7 +166,10 @@ class Writer(Protocol):
     ) -> None: ...
 
     def cursor(self) -> int | None:
-        """How many ordinals are done for good, or None where the target has no memory of this job."""
+        """How many ordinals are done for good, or None where the target has no memory of this job.
+
+        :raises dlq.errors.Refused: when a job of this name but of another ledger or plan was here.
+        """
 
     def produce(self, outputs: Sequence[Output]) -> None:
         """Begin a transaction with ``outputs``; :meth:`commit` ends it. Raises as commit does."""
@@ -190,6 +193,9 @@ class Target(Protocol):
 
     def preflight(self) -> list[str]:
         """What is wrong with the target before anything is sent, in words that name the field and the fix."""
+
+    def findings(self) -> list[str]:
+        """What a person should know before a replay: who else will see it."""
 
     def ends(self, topic: str) -> dict[int, int]:
         """The end offset of each partition (the last stable one)."""

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, func, select, update
 
 from dlq import plan as planning
 from dlq.drain import Drain
+from dlq.errors import Refused
 from dlq.intake import Intake
 from dlq.jobs import CursorLost, JobRun
 from dlq.ledger import duplicates
@@ -34,9 +35,6 @@ _REST = {
     "canary_failed": "canary_failed",
 }
 """Why what a job didn't send is open again, by how the job ended."""
-
-HAND_BACK_UNFINISHED = "hand_back_unfinished"
-"""Why what a restore did not get to is open again: it was to be handed back, so nobody but a person may replay it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
         # The last word on what is still under way, so that the next stage begins with what is known.
         last_word = time.monotonic() + (_LAST_WORD_S if ended == "done" else 0.0)
         tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, min(deadline, last_word), share=1.0)
-        run.close(ended, _REST.get(ended, "ready"))
+        run.close(ended, run.job.rest(_REST.get(ended, "ready")))
         done = Ran(job_id, run.cursor, run.skipped, tally, ended)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         duplicates.settle(tx, drain.queue, drain.id)
@@ -171,7 +169,7 @@ def _stop(drain: Drain, jobs: Sequence[ledger.Job], ended: str) -> None:
             drain.epoch,
             one.id,
             "canary_failed",
-            _REST.get(ended if ended != "gate_failed" else "canary_failed", "ready"),
+            one.rest(_REST.get(ended if ended != "gate_failed" else "canary_failed", "ready")),
         )
 
 
@@ -316,14 +314,13 @@ def finish_earlier(drain: Drain) -> None:
     for one in (j for j in left if j.state in ("approved", "running")):
         try:
             with JobRun(drain, one.id) as run:
-                rest = HAND_BACK_UNFINISHED if one.kind == "hand_back" else "ready"
-                freed = run.close("closed by a later drain", rest)
+                freed = run.close("closed by a later drain", one.rest("ready"))
                 drain.note(
                     "open_drain",
                     f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again",
                     level="warning",
                 )
-        except CursorLost as lost:
+        except (CursorLost, ledger.PlanStale, Refused) as lost:
             drain.note("open_drain", str(lost), level="error")
 
 

@@ -21,11 +21,10 @@ from dlq.errors import ArchiveError, ConfigError
 from dlq.export import exported
 from dlq.jobs import JobRun
 from dlq.ledger import Ledger
-from dlq.ledger.jobs import Cut
+from dlq.ledger.jobs import HAND_BACK_UNFINISHED, Cut
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, segment, source
 from dlq.ports import Connections, Output, Unproducible, Writer
-from dlq.replay import HAND_BACK_UNFINISHED
 from dlq.selection import Selection
 from dlq.targets.kafka import KafkaReplay
 

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,14 +18,13 @@ _PIPED = 160  # columns where nobody's window says how many
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
 
-def _console(file: TextIO) -> Console:
-    return Console(
-        file=file, highlight=False, emoji=False, markup=False, width=None if file.isatty() else _PIPED
-    )
+def _console(*, stderr: bool = False) -> Console:
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False, width=_PIPED if piped else None)
 
 
-out = _console(sys.stdout)
-err = _console(sys.stderr)
+out = _console()
+err = _console(stderr=True)
 
 
 def safe(value: Any) -> str:
@@ -64,6 +63,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(safe(value)) for value in row))
+    out.print()
     out.print(table)
 
 

@@ -67,7 +67,14 @@ def assign(drain: Drain) -> dict[str, Any]:
         again = select(entry.c.id).where(
             unsettled,
             entry.c.reason.in_(
-                ("gate_failed", "canary_failed", "outcome_unknown", "nobody_consumes", "earlier_entry_of_key")
+                (
+                    "gate_failed",
+                    "canary_failed",
+                    "outcome_unknown",
+                    "nobody_consumes",
+                    "approval_expired",
+                    "earlier_entry_of_key",
+                )
             ),
         )
         if drain.noted("categorize") is None:

@@ -134,10 +134,15 @@ class AirflowApi:
         return self._get(path, map_index=map_index, deserialize=True)["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """The log of one try as a person reads it: one event a line."""
+        """The log of one try as a person reads it: one event a line, exceptions without their frames."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         lines = self._get(path, map_index=map_index, full_content=True)["content"]
-        return "\n".join(line if isinstance(line, str) else line["event"] for line in lines)
+        text: list[str] = []
+        for line in lines:
+            text.append(line if isinstance(line, str) else line["event"])
+            for error in [] if isinstance(line, str) else line.get("error_detail") or []:
+                text.append(f"{error['exc_type']}: {error['exc_value']}")
+        return "\n".join(text)
 
     def questions(self, dag_id: str = "~", run_id: str = "~") -> list[dict[str, Any]]:
         """What waits for a person: ``subject``, ``body``, ``options``, ``params``, ``task_instance``."""

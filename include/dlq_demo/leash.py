@@ -65,7 +65,9 @@ def run(grace: float, last_word: signal.Signals, command: list[str]) -> int:
     signal.set_wakeup_fd(waker)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)  # only the wake-up matters
-    main = subprocess.Popen(command, stdin=subprocess.DEVNULL).pid
+    # Held on to: one that is dropped reaps its child by itself, and the status would be lost.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    main = process.pid
 
     selector = selectors.DefaultSelector()
     selector.register(0, selectors.EVENT_READ)

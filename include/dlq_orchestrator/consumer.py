@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
@@ -25,9 +26,18 @@ _log = structlog.get_logger()
 _BATCH = 1000
 _POLL_S = 0.1
 
+# a consumer has no other fatal error
+_FENCING = (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
+_FENCED_MAX = 3
+_FENCED_WITHIN_S = 60.0
+
 
 class ConsumerFailed(Exception):
     """The consumer cannot go on; a restart goes on from the committed offsets."""
+
+
+class _Fenced(Exception):
+    """The group knows another member under this one's name."""
 
 
 class WorkflowConsumer:
@@ -39,13 +49,13 @@ class WorkflowConsumer:
     finds the workflows done; a failure whose dead letter was written just before a crash is dead-lettered
     again, never lost.
 
-    :param consumer: manual commits, not yet subscribed.
+    :param connect: makes a consumer with manual commits and a static membership.
     :param group: its group, for the dead letters.
     """
 
     def __init__(
         self,
-        consumer: Consumer,
+        connect: Callable[[], Consumer],
         topic: str,
         group: str,
         runner: Runner,
@@ -55,7 +65,7 @@ class WorkflowConsumer:
         writer: DeadLetterWriter,
         store: Store,
     ) -> None:
-        self._consumer = consumer
+        self._connect = connect
         self._topic = topic
         self._group = group
         self._runner = runner
@@ -76,32 +86,55 @@ class WorkflowConsumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.close()
-        self._consumer.close()
 
     def run(self, stop: threading.Event, ready: Callable[[], None]) -> None:
         """Consume until `stop` is set; `ready` is called once, when the group has taken this consumer in.
 
-        :raises ConsumerFailed: the topic is gone, or the group has another member under this one's name.
+        A broker that restarts while a static member joins can take that member for its own rival and fence
+        it. No other process has this one's state folder, so it joins again.
+
+        :raises ConsumerFailed: the topic is gone, or there is a rival indeed: fenced again and again.
         """
         joined = threading.Event()
-        self._consumer.subscribe(
+        fenced: deque[float] = deque(maxlen=_FENCED_MAX)
+        while not stop.is_set():
+            consumer = self._connect()
+            try:
+                self._consume(consumer, stop, joined, ready)
+            except _Fenced:
+                if len(fenced) == _FENCED_MAX and time.monotonic() - fenced[0] < _FENCED_WITHIN_S:
+                    raise ConsumerFailed(
+                        f"group {self._group} has another member of this one's name: "
+                        "is there a copy of the state folder?"
+                    ) from None
+                fenced.append(time.monotonic())
+                _log.warning("fenced, joins again", group=self._group)
+            finally:
+                self._to_commit.clear()
+                consumer.close()
+
+    def _consume(
+        self, consumer: Consumer, stop: threading.Event, joined: threading.Event, ready: Callable[[], None]
+    ) -> None:
+        def assigned(_: Consumer, __: list[TopicPartition]) -> None:
+            if not joined.is_set():
+                joined.set()
+                ready()
+
+        consumer.subscribe(
             [self._topic],
-            on_assign=lambda *_: joined.set(),
+            on_assign=assigned,
             # whoever gets the partitions runs what was not committed again, and finds the workflows done
             on_revoke=lambda *_: self._to_commit.clear(),
         )
-        told = False
         while not stop.is_set():
             self.last_turn = time.monotonic()
             self._routing.release(self._writer)
-            messages = self._consumer.consume(_BATCH, _POLL_S)
+            messages = consumer.consume(_BATCH, _POLL_S)
             records = [record_of(message) for message in messages if self._is_record(message)]
             if records:
                 self._process(records)
-            self._commit()
-            if joined.is_set() and not told:
-                told = True
-                ready()
+            self._commit(consumer)
 
     def _process(self, records: list[Record]) -> None:
         self.in_flight = frozenset(record.replay_key for record in records if record.replay_key)
@@ -127,26 +160,28 @@ class WorkflowConsumer:
             self._to_commit[record.topic, record.partition] = record.offset + 1
         _tell(runs, len(held))
 
-    def _commit(self) -> None:
+    def _commit(self, consumer: Consumer) -> None:
         """Commit what is recorded; where that fails for now, the next turn tries again."""
         if not self._to_commit:
             return
         offsets = [TopicPartition(topic, part, end) for (topic, part), end in self._to_commit.items()]
         try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
+            consumer.commit(offsets=offsets, asynchronous=False)
             self._to_commit.clear()
         except KafkaException as error:
+            if error.args[0].fatal() or error.args[0].code() in _FENCING:
+                raise _Fenced from None
             _log.warning("offsets not committed", why=error.args[0].str())
-            if error.args[0].fatal():
-                raise ConsumerFailed(error.args[0].str()) from None
 
     def _is_record(self, message: Message) -> bool:
         error = message.error()
         if error is None:
             return True
         gone = error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
-        if error.fatal() or gone:
+        if gone:
             raise ConsumerFailed(f"{self._topic}: {error.str()}")
+        if error.fatal() or error.code() in _FENCING:
+            raise _Fenced
         _log.warning("consumer error", why=error.str())
         return False
 

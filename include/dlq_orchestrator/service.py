@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _log = structlog.get_logger()
 
 # librdkafka counts uncompressed; the broker decides what is too large for its topic
 _MESSAGE_MAX = 16 * 1024 * 1024
+_TELL_EVERY_S = 10.0
 
 
 class CannotStart(Exception):
@@ -73,6 +75,7 @@ class _Service:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
+        self._told: dict[int, float] = {}
 
     def run(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
         settings, store = self._settings, self._store
@@ -88,7 +91,7 @@ class _Service:
             Random(),  # noqa: S311 - jitter
         )
         consumer = WorkflowConsumer(
-            Consumer(self._client() | self._membership()),
+            lambda: Consumer(self._client() | self._membership()),
             settings.origin_topic,
             settings.group,
             runner,
@@ -124,8 +127,17 @@ class _Service:
             "bootstrap.servers": self._settings.bootstrap_servers,
             "client.id": f"orchestrator-{self._store.instance_id[:8]}",
             "allow.auto.create.topics": False,
-            "error_cb": lambda error: _log.warning("kafka", why=error.str()),
+            "error_cb": self._tell_once,
+            # the error callback tells it, with the log's format
+            "log_level": 2,
         }
+
+    def _tell_once(self, error: KafkaError) -> None:
+        """A broker that is away is told of by every client, many times a second: say each once in a while."""
+        now = time.monotonic()
+        if now - self._told.get(error.code(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
+            self._told[error.code()] = now
+            _log.warning("kafka", why=error.str())
 
     def _producer(self) -> Producer:
         return Producer(

@@ -78,7 +78,8 @@ class Queues:
         topics.create("memory")
         log = MemoryLog.shared(config.source.connection)
         topics.live = lambda: topics.consume("memory", log)
-        for number in range(entries):
+        _, end = log.marks(0)
+        for number in range(end, end + entries):
             failed = Record(0, str(number), number, b"k%d" % number, b"payload", (), None)
             log.append(0, failed.key, failed.value, dead_letter(failed, "memory", error_type=error_type))
 

@@ -72,7 +72,9 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
 def run(queues: Any, context: Any, supervisor: Supervisor) -> Any:
     """``run(task id, policy, pulled=…)``: the context and the task of an open drain's approval."""
 
-    def build(task_id: str = "approve_fix", policy: str = "person", **given: Any) -> tuple[Any, dict[str, Any]]:
+    def build(
+        task_id: str = "approve_fix", policy: str = "person", **given: Any
+    ) -> tuple[Any, dict[str, Any]]:
         approval = {"fix": policy, "dr": policy, "within": "10m"}
         queues.write("orders", approval=approval, source={"kind": "memory", "connection": "approvals"})
         queues.open().close()

@@ -56,7 +56,11 @@ def test_amazon_msk_keeps_its_token_callback(define: Any, monkeypatch: pytest.Mo
     define(
         "msk",
         conn_type="kafka",
-        extra={"bootstrap.servers": servers, "security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"},
+        extra={
+            "bootstrap.servers": servers,
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "OAUTHBEARER",
+        },
     )
     callback = connection("msk").extra["oauth_cb"]
     assert isinstance(callback, partial)

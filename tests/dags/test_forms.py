@@ -18,7 +18,11 @@ def tokens(markdown: str) -> list[Token]:
     return [inner for token in parsed for inner in (token, *(token.children or ()))]
 
 
-@given(st.text(alphabet=st.one_of(st.sampled_from("`~\n\r\t #[]()!<>-\u202e\x00\x1b"), st.characters()), max_size=200))
+@given(
+    st.text(
+        alphabet=st.one_of(st.sampled_from("`~\n\r\t #[]()!<>-\u202e\x00\x1b"), st.characters()), max_size=200
+    )
+)
 @example("```\n![x](http://elsewhere/x.png)\n```")
 @example("`" * 40 + "\n<img src=x onerror=alert(1)>")
 @example("a\r```\r[click](http://elsewhere)")

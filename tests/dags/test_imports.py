@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.dags.conftest import DAGS, ROOT
 
 HEAVY = ("pandas", "great_expectations", "pyarrow", "confluent_kafka", "boto3", "fastapi", "numpy", "altair")
@@ -35,7 +34,11 @@ print(json.dumps({
 
 def parse(file: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-c", PARSE, str(DAGS / file)], capture_output=True, text=True, check=True, env=os.environ
+        [sys.executable, "-c", PARSE, str(DAGS / file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

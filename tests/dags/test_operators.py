@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from airflow.sdk.exceptions import (
     DownstreamTasksSkipped,
 )
 from sqlalchemy import func, select
+from tests.dags.conftest import TaskInstance
 
 from dlq.config import load_queue
 from dlq.drain import Drain, drain_id
@@ -26,7 +26,6 @@ from dlq.ledger.schema import entry, queue
 from dlq_runbook.drains import Stopped, airflow_errors, run_key, seconds_left
 from dlq_runbook.operators.drain import check_reach
 from dlq_runbook.operators.triage import table
-from tests.dags.conftest import TaskInstance
 
 
 class Run:
@@ -71,8 +70,15 @@ class Run:
 def run(queues: Any) -> Iterator[Run]:
     queues.write("orders", slo={"workflows": 1000}, outcome={"grace": 0, "deadline": "5s"})
     queues.fill("orders", 12, "TransientNetwork")
-    # What was there before the first drain waits for a decision, so the first one is a drain of nothing.
     return Run(queues.dag("orders"))
+
+
+def first_drain(run: Run) -> None:
+    """Take what was there at the start: it waits for a decision, so later entries are another drain's."""
+    run("open_drain")
+    run("take_custody")
+    with looked(run.run.run_id) as drain:
+        lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "red")
 
 
 def looked(run_id: str = "run") -> Drain:
@@ -109,8 +115,7 @@ def test_a_whole_drain_by_hand(run: Run, queues: Any) -> None:
 
 
 def test_what_comes_later_is_replayed(run: Run, queues: Any) -> None:
-    for task in ("open_drain", "take_custody", "categorize", "drain_remaining", "verify_conservation", "close_drain"):
-        run(task)
+    first_drain(run)
     queues.fill("orders", 30, "TransientNetwork")
     second = Run(run.dag, "second")
     second("open_drain")
@@ -120,7 +125,7 @@ def test_what_comes_later_is_replayed(run: Run, queues: Any) -> None:
     jobs = second("replay_canary")
     assert len(jobs) == 1
     assert second("replay_batches", job=jobs[0])["ended"] == "done"
-    second("drain_remaining")
+    assert second("drain_remaining")["outstanding"] == 12
     assert count("confirmed") == 30
     assert second("verify_conservation")["proven"] is True
     assert second("close_drain")["verdict"] == "green"
@@ -132,7 +137,14 @@ def test_a_dry_run_changes_nothing(run: Run, queues: Any) -> None:
 
     ledger = Ledger.open(load_queue("orders").ledger)
     for task in run.dag.topological_sort():
-        if task.task_id in ("escalate", "invoke_dr_plan", "approve_dr", "approve_fix", "apply_fix", "canary_fix"):
+        if task.task_id in (
+            "escalate",
+            "invoke_dr_plan",
+            "approve_dr",
+            "approve_fix",
+            "apply_fix",
+            "canary_fix",
+        ):
             continue
         if task.task_id in ("within_limits", "nothing_to_do", "replay_batches"):
             continue
@@ -143,7 +155,10 @@ def test_a_dry_run_changes_nothing(run: Run, queues: Any) -> None:
     from dlq.ledger.schema import metadata
 
     with ledger.read() as tx:
-        rows = {t.name: tx.execute(select(func.count()).select_from(t)).scalar_one() for t in metadata.sorted_tables}
+        rows = {
+            t.name: tx.execute(select(func.count()).select_from(t)).scalar_one()
+            for t in metadata.sorted_tables
+        }
     ledger.close()
     assert {name for name, n in rows.items() if n} == {"ledger", "allowed"}
     assert not list(queues.folder.parent.glob("archive/**/*"))
@@ -151,8 +166,7 @@ def test_a_dry_run_changes_nothing(run: Run, queues: Any) -> None:
 
 def test_a_refusal_of_going_on_replays_nothing(run: Run, queues: Any) -> None:
     """What hangs on the approval is skipped, but ``drain_remaining`` runs after skips."""
-    for task in ("open_drain", "take_custody", "categorize", "verify_conservation", "close_drain"):
-        run(task)
+    first_drain(run)
     queues.fill("orders", 30, "TransientNetwork")
     second = Run(run.dag, "second")
     second("open_drain")
@@ -191,7 +205,7 @@ def test_without_a_proof_there_is_no_green(run: Run) -> None:
 
 
 def test_a_failed_stage_is_red_whatever_came_after(run: Run) -> None:
-    for task in ("open_drain", "take_custody", "categorize", "drain_remaining", "verify_conservation"):
+    for task in ("open_drain", "take_custody", "categorize", "drain_remaining"):
         run(task)
     run.states["find_root_cause"] = "failed"
     run.states["replay_batches_0"] = "failed"
@@ -263,16 +277,22 @@ def test_a_kill_ends_the_work_where_it_is(run: Run) -> None:
     """Airflow calls on_kill in its signal handler, and then only waits for the process to end."""
     run("open_drain")
     task = run.dag.get_task("take_custody")
+    ended = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+            ended.append("it went on")
+        except Exception:  # noqa: BLE001 (the very thing: an ordinary handler must not keep it)
+            ended.append("it was kept")
+
     before = signal.signal(signal.SIGUSR1, lambda *_: task.on_kill())
     try:
         with pytest.raises(Stopped):
-            try:
-                signal.raise_signal(signal.SIGUSR1)
-                time.sleep(5)
-            except Exception:
-                pytest.fail("an ordinary handler kept it")
+            work()
     finally:
         signal.signal(signal.SIGUSR1, before)
+    assert not ended
 
 
 def test_what_is_left_of_the_hour(context: Any) -> None:
@@ -297,8 +317,16 @@ def test_a_review_is_no_drain_though_its_run_has_the_same_id() -> None:
         ("LocalExecutor,CeleryExecutor", {}, "ledger, archive, report"),
         ("team1:KubernetesExecutor", {}, "ledger, archive, report"),
         ("CeleryExecutor", {"ledger": "postgresql://db/dlq"}, "archive, report"),
-        ("CeleryExecutor", {"ledger": "postgresql://db/dlq", "archive": "s3://b/a", "report": "file:///r"}, "report"),
-        ("CeleryExecutor", {"ledger": "postgresql://db/dlq", "archive": "s3://b/a", "report": "s3://b/r"}, None),
+        (
+            "CeleryExecutor",
+            {"ledger": "postgresql://db/dlq", "archive": "s3://b/a", "report": "file:///r"},
+            "report",
+        ),
+        (
+            "CeleryExecutor",
+            {"ledger": "postgresql://db/dlq", "archive": "s3://b/a", "report": "s3://b/r"},
+            None,
+        ),
     ],
 )
 def test_what_lies_on_one_machine_needs_a_local_executor(

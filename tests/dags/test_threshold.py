@@ -177,7 +177,9 @@ def test_only_a_queue_over_its_threshold_goes_on(queues: Any, context: Any) -> N
         with pytest.raises(AirflowSkipException, match="20 outstanding"):
             task.execute_complete(context(task), {**over, "over": over_is})
     with pytest.raises(AirflowSkipException, match="The drain is over"):
-        task.execute_complete(context(task), {"over": False, "ratio": None, "outstanding": None, "phase": "verify"})
+        task.execute_complete(
+            context(task), {"over": False, "ratio": None, "outstanding": None, "phase": "verify"}
+        )
     with pytest.raises(AirflowSkipException, match="Not known"):
         task.execute_complete(context(task), {"over": None, "error": "ledger gone"})
 

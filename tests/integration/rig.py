@@ -492,9 +492,13 @@ class Worker:
         code = self.wait(seconds)
         assert code == -signal.SIGKILL, f"worker should have died at its crash point, it ended with {code}: {self.words()}"
 
-    @property
-    def error(self) -> dict[str, Any] | None:
-        return self.said("error")
+    def expect_fenced(self, seconds: float = 60, *, or_done: bool = False) -> None:
+        """``or_done``: it may also find that nothing is left for it to do."""
+        code = self.wait(seconds)
+        if or_done and code == 0:
+            return
+        said = self.said("error")
+        assert code == 3 and said is not None and said["fenced"], f"worker should have been fenced, it ended with {code}: {self.words()}"
 
     def wait_stopped(self, seconds: float = 60) -> None:
         """Wait until it has stopped itself (SIGSTOP) at its crash point."""
@@ -514,7 +518,7 @@ class Worker:
 
     def words(self) -> str:
         err = (self.folder / "err").read_text().splitlines()
-        return "\n".join([*(json.dumps(e) for e in self.events[-3:]), *err[-25:]])
+        return "\n".join([*(json.dumps(e) for e in self.events[-3:]), *err[-12:]])
 
 
 def finish(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,10 +32,10 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 20.
         time.sleep(0.02)
 
 
-def processes_with(marker: str) -> list[psutil.Process]:
+def processes_with(marker: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
     """Processes that carry ``marker`` in their command line or environment, whoever their parent is now."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.process_iter() if among is None else among:
         try:
             if process.pid != os.getpid() and (
                 any(marker in part for part in process.cmdline())
@@ -239,8 +239,18 @@ def endless():
     wait()
 
 
+@dag(schedule=None)
+def broken():
+    @task
+    def fail(**context):
+        raise ValueError("it broke")
+
+    fail()
+
+
 embedded()
 endless()
+broken()
 """
 
 
@@ -250,10 +260,14 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowStandal
     dags = folder / "dags"
     dags.mkdir()
     (dags / "embedded.py").write_text(DAG)
-    others = set(psutil.Process().children(recursive=True))
     with AirflowStandalone(folder / "home", dags=dags) as running:
         yield running
-        started = set(psutil.Process().children(recursive=True)) - others
+        children = psutil.Process().children(recursive=True)
+        # A worker's title, which takes the place of its environment, and all the others' AIRFLOW_HOME.
+        started = [
+            *processes_with("worker -- LocalExecutor", children),
+            *processes_with(str(folder), children),
+        ]
     assert len(started) > 10  # four leashes, four components, eight workers
     assert not any(process.is_running() for process in started)
     assert loopback.is_free(running.port)
@@ -281,6 +295,14 @@ def test_airflow_runs_a_dag_and_asks_a_person(airflow: AirflowStandalone) -> Non
 
 
 @pytest.mark.airflow
+def test_the_log_of_a_task_that_failed_says_why(airflow: AirflowStandalone) -> None:
+    airflow.wait_for_dag("broken")
+    airflow.api.trigger("broken", "first")
+    assert airflow.api.wait_for_run("broken", "first", seconds=60) == "failed"
+    assert "ValueError: it broke" in airflow.api.log("broken", "first", "fail").splitlines()
+
+
+@pytest.mark.airflow
 def test_the_password_file_lets_the_admin_in_and_others_cannot_read_it(airflow: AirflowStandalone) -> None:
     file = airflow.home / "simple_auth_manager_passwords.json"
     assert json.loads(file.read_text()) == {"admin": airflow.password}
@@ -293,7 +315,7 @@ def test_a_killed_scheduler_takes_its_tasks_along_and_starts_again(airflow: Airf
     running = airflow.home.parent / "dags" / "embedded.running"
     airflow.api.trigger("endless", "killed")
     wait_until(running.exists, "the task", seconds=60)
-    tasks = [p for p in psutil.Process().children(recursive=True) if "LocalExecutor" in p.cmdline()[0]]
+    tasks = processes_with("worker -- LocalExecutor", among=psutil.Process().children(recursive=True))
     assert tasks
 
     airflow.kill_scheduler()

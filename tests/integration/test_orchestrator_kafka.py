@@ -346,6 +346,26 @@ def test_a_broker_that_restarts_costs_nothing_but_time(tmp_path):
     assert set(effects.values()) == {1}
 
 
+def test_fenced_by_a_member_of_its_own_name_it_joins_again(stream):
+    ((instance,),) = stream.memory("SELECT id FROM instance")
+    rival = Consumer(
+        {
+            "bootstrap.servers": stream.bootstrap,
+            "group.id": stream.service.group,
+            "group.instance.id": f"orchestrator-{instance}",
+            "enable.auto.commit": False,
+        }
+    )
+    joined: list[Any] = []
+    rival.subscribe([stream.origin], on_assign=lambda _, partitions: joined.append(partitions))
+    until(lambda: rival.poll(0.1) or joined)
+    rival.close()
+    for partition in range(3):
+        stream.produce(charge(f"c{partition}"), partition=partition)
+        stream.succeeded(f"c{partition}")
+    assert "fenced, joins again" in stream.service.log.read_text()
+
+
 def test_sigterm_ends_it_in_order(stream):
     stream.produce(charge("c1"))
     stream.succeeded("c1")

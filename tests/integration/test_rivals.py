@@ -85,8 +85,7 @@ def test_an_intake_that_slept_through_its_successor_changes_nothing(
     take_custody(after, 30)
     rig.letters(300)
     sleeper.wake()
-    assert sleeper.wait() == 3
-    assert sleeper.error is not None and sleeper.error["type"] == "Fenced", sleeper.words()
+    sleeper.expect_fenced()
     take_custody(after, 30)
     rig.check_custody()
     assert rig.count() == 900
@@ -97,7 +96,7 @@ def test_an_intake_that_slept_through_its_successor_changes_nothing(
 
 @pytest.mark.parametrize("successor", ["the retry of its own drain", "a new drain"])
 @pytest.mark.parametrize(
-    "point", ["claimed:2", "fenced:2", "cursor:2", "produced:3", "uncommitted:3", "committed:3", "confirmed:2", "unclosed:2"]
+    "point", ["claimed:2", "fenced:2", "cursor:2", "produced:3", "uncommitted:3", "committed:3", "unclosed:2"]
 )
 def test_a_job_that_slept_through_its_successor_sends_nothing_more(
     make_rig: Callable[..., Rig], point: str, successor: str
@@ -115,8 +114,8 @@ def test_a_job_that_slept_through_its_successor_sends_nothing_more(
         after = rig.attach("r1")
     rig.replay(after)
     sleeper.wake()
-    assert sleeper.wait() == 3, sleeper.words()
-    assert sleeper.error is not None and sleeper.error["type"] == "Fenced", sleeper.words()
+    # Woken where it would only look, it may find that all is done; woken with something to send, it must be stopped.
+    sleeper.expect_fenced(or_done=point in ("fenced:2", "unclosed:2"))
     drain_remaining(after, 60)
     consumer.stop()
     rig.check_nothing_pending()

@@ -20,7 +20,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from dlq import intake, jobs, replay, triage
 from dlq.archive import Archive
 from dlq.config import QueueConfig
 from dlq.drain import Drain, drain_id, open_drain
-from dlq.errors import DlqError
-from dlq.ledger import custody, lease
+from dlq.errors import DlqError, Fenced
+from dlq.ledger import Ledger, custody, lease
 from dlq.ledger import jobs as ledger_jobs
 from dlq.ports import Connection
 from dlq.sources.kafka import KafkaPass
@@ -72,12 +74,22 @@ def _strike(where: str | None, number: signal.Signals) -> None:
     owner, name, when = POINTS[point]
     original: Callable[..., Any] = getattr(owner, name)
     left = int(count or 1)
+    write, writing = Ledger.write, threading.RLock()
+
+    @contextmanager
+    def alone(*arguments: Any, **named: Any) -> Iterator[Any]:
+        with writing, write(*arguments, **named) as tx:
+            yield tx
+
+    if number == signal.SIGSTOP:  # one that sleeps with SQLite's lock would stop its successor too: see strike
+        setattr(Ledger, "write", alone)
 
     def strike() -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), number)
+            with writing:
+                os.kill(os.getpid(), number)
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -161,6 +173,6 @@ def _main(spec: Mapping[str, Any]) -> int:
             _say(step, **work.do(step))
         except DlqError as error:
             logging.exception("step %s", step)
-            _say("error", at=step, type=type(error).__name__, text=str(error))
+            _say("error", at=step, type=type(error).__name__, fenced=isinstance(error, Fenced), text=str(error))
             return 3
     return 0

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from dlq import clock
 from dlq.archive import Archive, Segment
 from dlq.entry import Group
-from dlq.errors import Fenced, Refused
+from dlq.errors import ArchiveError, Overtaken, Refused
 from dlq.ledger.schema import delivery, entry, grp, intake, job, job_entry, segment, source
 from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Range
@@ -135,11 +135,29 @@ def begin(tx: Connection, source_row: int, drain: str, first: Mapping[int, tuple
 def open_ranges(
     tx: Connection, source_row: int, drain: str, starts: Mapping[int, int], cutoffs: Mapping[int, int]
 ) -> dict[int, int]:
-    """Begin a range for each partition of a pass; returns their rounds."""
-    return {
-        part: _range(tx, source_row, drain, part, start, cutoffs[part], first=0)
-        for part, start in sorted(starts.items())
-    }
+    """Begin a range for each partition of a pass that has something to read; returns their rounds.
+
+    Every drain has a range of each partition, also of an empty one. ``tx`` must be alone.
+
+    :raises Overtaken: when a partition is no longer where this pass begins.
+    """
+    at = positions(tx, source_row)
+    known = set(
+        tx.execute(
+            select(intake.c.part).where(
+                intake.c.source == source_row, intake.c.drain == drain, intake.c.first == 0
+            )
+        ).scalars()
+    )
+    rounds = {}
+    for part, start in sorted(starts.items()):
+        if at.get(part, start) != start:
+            raise Overtaken(
+                f"partition {part} is at {at[part]}, no longer at {start}: another process takes this queue"
+            )
+        if start < cutoffs[part] or part not in known:
+            rounds[part] = _range(tx, source_row, drain, part, start, cutoffs[part], first=0)
+    return rounds
 
 
 def _range(
@@ -172,33 +190,47 @@ def first_until(tx: Connection, source_row: int) -> dict[int, int]:
 
 
 def move(
-    tx: Connection, source_row: int, rounds: Mapping[int, int], ranges: Sequence[Range], again: int
+    tx: Connection, source_row: int, rounds: dict[int, int], ranges: Sequence[Range], again: int
 ) -> None:
     """Move the positions past a batch.
 
-    :raises Fenced: when a partition is not where this process left it: another one lives.
+    Where another pass has opened a range meanwhile and moved nothing yet, this one goes on in a new range after it, so
+    that the chain holds (``rounds`` says which).
+
+    :raises Overtaken: when a partition is not where the batch began: another process took what follows.
     """
+    # On Postgres two passes could read the same last range; SQLite has one writer anyway.
+    tx.execute(select(source.c.id).where(source.c.id == source_row).with_for_update(key_share=True))
     for span in ranges:
-        moved = tx.execute(
-            update(intake)
-            .where(
-                intake.c.source == source_row,
-                intake.c.part == span.part,
-                intake.c.round == rounds[span.part],
-                intake.c.to_pos == span.from_pos,
+        here = (intake.c.source == source_row) & (intake.c.part == span.part)
+        last = tx.execute(
+            select(intake.c.round, intake.c.to_pos).where(here).order_by(intake.c.round.desc()).limit(1)
+        ).one()
+        if last.to_pos != span.from_pos:
+            raise Overtaken(
+                f"partition {span.part} is at {last.to_pos}, no longer at {span.from_pos}: another process takes "
+                "this queue; this one stops"
             )
+        if last.round != rounds[span.part]:
+            ours = tx.execute(
+                select(intake.c.drain, intake.c.cutoff).where(here, intake.c.round == rounds[span.part])
+            ).one()
+            rounds[span.part] = _range(
+                tx, source_row, ours.drain, span.part, span.from_pos, ours.cutoff, first=0
+            )
+        tx.execute(
+            update(intake)
+            .where(here, intake.c.round == rounds[span.part])
             .values(
                 to_pos=span.to_pos,
-                leader_epoch=span.leader_epoch,
+                leader_epoch=func.coalesce(
+                    span.leader_epoch, intake.c.leader_epoch
+                ),  # a range of markers says none
                 again=intake.c.again + again,
                 vanished_max=intake.c.vanished_max + span.vanished,
             )
         )
         again = 0
-        if moved.rowcount != 1:
-            raise Fenced(
-                f"partition {span.part} is no longer at {span.from_pos}: another process takes this queue; this one stops"
-            )
 
 
 def add_segment(tx: Connection, queue: str, written: Segment, kind: str) -> int:
@@ -315,9 +347,14 @@ def sent_by_place(tx: Connection, places: Iterable[tuple[str, int, int]]) -> dic
     return found
 
 
-def mark_returned(tx: Connection, ids: Sequence[int]) -> None:
-    """Entries whose replay came back; in the transaction that takes the new entry."""
+def mark_returned(tx: Connection, ids: Sequence[int], drain: str) -> None:
+    """Entries whose replay came back; in the transaction that takes the new entry. What was in doubt was sent, then."""
     for some in batched(ids, _IN):
+        tx.execute(
+            update(entry)
+            .where(entry.c.id.in_(some), entry.c.state == "ambiguous")
+            .values(state="replayed", settled_drain=drain, reason="its replay came back")
+        )
         tx.execute(
             update(entry)
             .where(entry.c.id.in_(some), entry.c.state.in_(("replayed", "confirmed")))
@@ -331,12 +368,21 @@ def find_source(tx: Connection, uri: str) -> int | None:
 
 
 def register_orphans(ledger: Ledger, archive: Archive, queue: str, epoch: int) -> int:
-    """Give a row to every segment file that has none: a crash came between file and rows. Returns how many."""
+    """Give a row to every segment file that has none: a crash came between file and rows. Returns how many.
+
+    One that can't be read is passed over: the position had not moved, so nothing depends on it.
+    """
     with ledger.read() as tx:
         known = set(tx.execute(select(segment.c.uri).where(segment.c.queue == queue)).scalars())
-    orphans = [uri for uri in archive.segments() if uri not in known]
-    for uri in orphans:
-        _, digest, rows = archive.about(uri)
+    registered = 0
+    for uri in archive.segments():
+        if uri in known:
+            continue
+        try:
+            _, digest, rows = archive.about(uri)
+        except ArchiveError:
+            continue
         with ledger.write(queue, epoch) as tx:
             add_segment(tx, queue, Segment(uri, digest, rows), "orphan")
-    return len(orphans)
+        registered += 1
+    return registered

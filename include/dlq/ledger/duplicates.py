@@ -1,69 +1,113 @@
-"""Duplicates: equal payload and the same source identity or explicit dedupe key; settled only after the twin was sent."""
+"""Duplicates: equal payload and the same source identity or dedupe key; settled only after the twin was sent."""
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, literal, or_, select, update
 
 from dlq.ledger.schema import entry
 
 _SENT = ("replayed", "confirmed", "returned")
+_GONE = ("discarded", "handed_back")
+_PAGE = 1_000
 
 
 def mark(tx: Connection, queue: str) -> tuple[int, int]:
     """Among new entries: mark what is a twin of an earlier one, and what only claims to be. Returns (twins, conflicts).
 
-    A return is asked for first: one that came back is no twin of what it was, only of another return of the same.
+    A return is asked for first: one that came back is no twin of what it was, only of another return of the same. The
+    twin of what a person discarded, or handed back, is a person's to decide on: never dropped, never replayed unasked.
     """
-    twins = conflicts = 0
-    twin = entry.alias("twin")
-    for same in (twin.c.dedupe_key == entry.c.dedupe_key, twin.c.origin == entry.c.origin):
-        first = (
-            select(func.min(twin.c.id))
-            .where(
-                same,
-                twin.c.queue == queue,
-                twin.c.id < entry.c.id,
-                twin.c.duplicate_of.is_(None),
-                twin.c.reason != "conflict",
-                or_(
-                    twin.c.return_of == entry.c.return_of,
-                    and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None)),
-                ),
-            )
-            .scalar_subquery()
-        )
-        candidates = tx.execute(
-            select(entry.c.id, entry.c.payload_sha, first.label("twin")).where(
-                _fresh(queue), first.is_not(None)
-            )
-        ).all()
-        for row in candidates:
-            other = tx.execute(select(entry.c.payload_sha, entry.c.state).where(entry.c.id == row.twin)).one()
-            if other.payload_sha == row.payload_sha:
-                tx.execute(
-                    update(entry)
-                    .where(entry.c.id == row.id)
-                    .values(duplicate_of=row.twin, reason="twin_not_sent")
-                )
-                twins += 1
-            else:
-                tx.execute(update(entry).where(entry.c.id == row.id).values(reason="conflict"))
-                conflicts += 1
+    twins = conflicts = last = 0
+    for identity in (entry.c.dedupe_key, entry.c.origin):
+        while page := _claims(tx, queue, identity, last):
+            for claim in page:
+                other = _earlier(tx, queue, identity, claim)
+                if other is None:
+                    continue
+                values: dict[str, Any] = {"duplicate_of": other.id, "reason": "twin_not_sent"}
+                if other.payload_sha != claim.payload_sha:
+                    values = {"reason": "conflict"}
+                    conflicts += 1
+                elif other.state in _GONE:
+                    values = {"reason": f"twin_{other.state}"}
+                else:
+                    twins += 1
+                tx.execute(update(entry).where(entry.c.id == claim.id).values(**values))
+            last = page[-1].id
+        last = 0
+    _shorten(tx, queue)
     return twins, conflicts
 
 
-def _fresh(queue: str) -> ColumnElement[bool]:
-    return and_(
+def _claims(tx: Connection, queue: str, identity: Column[str], after: int) -> Sequence[Any]:
+    """The next new entries of which an earlier one has the same identity."""
+    twin = entry.alias("twin")
+    fresh = and_(
         entry.c.queue == queue,
         entry.c.state == "open",
         entry.c.reason.in_(("new", "returned", "first_intake")),
         entry.c.duplicate_of.is_(None),
     )
+    known = select(twin.c.id).where(
+        twin.c[identity.key] == identity,
+        _may_be_twin(twin.c, queue),
+        twin.c.id < entry.c.id,
+        or_(
+            twin.c.return_of == entry.c.return_of,
+            and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None)),
+        ),
+    )
+    return tx.execute(
+        select(entry.c.id, entry.c.payload_sha, entry.c.return_of, identity.label("identity"))
+        .where(fresh, entry.c.id > after, known.exists())
+        .order_by(entry.c.id)
+        .limit(_PAGE)
+    ).all()
+
+
+def _earlier(tx: Connection, queue: str, identity: Column[str], claim: Any) -> Any:
+    """The first entry of the claim's identity, one that may yet be sent before one that never will."""
+    return tx.execute(
+        select(entry.c.id, entry.c.payload_sha, entry.c.state)
+        .where(
+            identity == claim.identity,
+            _may_be_twin(entry.c, queue),
+            entry.c.id < claim.id,
+            entry.c.return_of.is_not_distinct_from(claim.return_of),
+        )
+        .order_by(entry.c.state.in_(_GONE), entry.c.id)
+        .limit(1)
+    ).first()
+
+
+def _may_be_twin(columns: Any, queue: str) -> ColumnElement[bool]:
+    return and_(columns.queue == queue, columns.duplicate_of.is_(None), columns.reason != "conflict")
+
+
+def _shorten(tx: Connection, queue: str) -> None:
+    """Point the twin of a twin at the first of them: the one between is never sent."""
+    twin = entry.alias("twin")
+    first = select(twin.c.duplicate_of).where(twin.c.id == entry.c.duplicate_of).scalar_subquery()
+    while tx.execute(
+        update(entry)
+        .where(
+            entry.c.queue == queue,
+            entry.c.state == "open",
+            entry.c.duplicate_of.is_not(None),
+            first.is_not(None),
+        )
+        .values(duplicate_of=first)
+    ).rowcount:
+        pass
 
 
 def settle(tx: Connection, queue: str, drain: str) -> int:
-    """Settle the twins of what was sent; free those whose twin will never be. Returns how many were settled."""
-    twin = entry.alias("twin")
+    """Settle the twins of what was sent. Where one will never be sent, the first of its twins takes its place and waits
+    for a person. Returns how many were settled."""
+    twin, other = entry.alias("twin"), entry.alias("other")
     pairs = (
         select(entry.c.id)
         .join(twin, twin.c.id == entry.c.duplicate_of)
@@ -76,6 +120,13 @@ def settle(tx: Connection, queue: str, drain: str) -> int:
         )
         .values(state="duplicate", settled_drain=drain, reason="its twin was sent")
     )
-    gone = pairs.where(twin.c.state.in_(("discarded", "handed_back")))
-    tx.execute(update(entry).where(entry.c.id.in_(gone)).values(duplicate_of=None, reason="new"))
+    orphans = entry.c.id.in_(pairs.where(twin.c.state.in_(_GONE)))
+    heir = (
+        select(func.min(other.c.id))
+        .where(other.c.duplicate_of == entry.c.duplicate_of, other.c.state == "open")
+        .scalar_subquery()
+    )
+    tx.execute(update(entry).where(orphans, entry.c.id != heir).values(duplicate_of=heir))
+    fate = select(literal("twin_") + twin.c.state).where(twin.c.id == entry.c.duplicate_of).scalar_subquery()
+    tx.execute(update(entry).where(orphans).values(duplicate_of=None, reason=fate))
     return int(done.rowcount)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -37,10 +38,15 @@ class PlanStale(DlqError):
     """An entry of the plan is no longer what was approved; nothing was planned. Make a new plan and look again."""
 
 
+HAND_BACK_UNFINISHED = "hand_back_unfinished"
+"""Why what a restore did not get to is open again: it was to be handed back, so nobody but a person may replay it."""
+
+
 class Job(msgspec.Struct, frozen=True):
     id: str
     plan: str
     plan_hash: str
+    stage: str
     drain: str
     kind: str
     canary: bool
@@ -50,6 +56,12 @@ class Job(msgspec.Struct, frozen=True):
     state: str
     target_from: Mapping[str, int] | None
     ended: str | None
+
+    def rest(self, reason: str) -> str:
+        """Why what the job does not send is open again: what a person decided on is theirs again, else ``reason``."""
+        if self.kind == "hand_back":
+            return HAND_BACK_UNFINISHED
+        return "waiting_for_person" if self.stage.startswith("review") else reason
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -210,7 +222,7 @@ def plan_hash(tx: Connection, plan_id: str) -> str:
 def find(tx: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
     """Jobs in the order they were made."""
     rows = tx.execute(
-        select(job, plan.c.hash.label("plan_hash"))
+        select(job, plan.c.hash.label("plan_hash"), plan.c.stage)
         .join(plan, plan.c.id == job.c.plan)
         .where(*conditions)
         .order_by(plan.c.proposed_at, job.c.id)
@@ -220,6 +232,7 @@ def find(tx: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
             r["id"],
             r["plan"],
             r["plan_hash"],
+            r["stage"],
             r["drain"],
             r["kind"],
             bool(r["canary"]),
@@ -251,9 +264,24 @@ def claim_writer(ledger: Ledger, queue: str, epoch: int, job_id: str, token: str
 
 
 def start(ledger: Ledger, queue: str, epoch: int, job_id: str) -> None:
-    """The job runs: its cursor 0 is at the target."""
+    """The job runs: its cursor 0 is at the target. One that runs already goes on.
+
+    :raises PlanStale: when its approval expired before it began; its entries are open again.
+    """
     with ledger.write(queue, epoch) as tx:
-        tx.execute(update(job).where(job.c.id == job_id, job.c.state == "approved").values(state="running"))
+        found = get(tx, job_id)
+        if found.state != "approved":
+            return
+        until = tx.execute(select(plan.c.expires_at).where(plan.c.id == found.plan)).scalar_one()
+        late = until < clock.now()
+        if late:
+            _close(tx, found, "approval_expired", found.rest("approval_expired"))
+        else:
+            tx.execute(update(job).where(job.c.id == job_id).values(state="running"))
+    if late:
+        raise PlanStale(
+            f"job {job_id}: the time to start it ended at {until}; its entries are open, make a new plan"
+        )
 
 
 def mark_from(ledger: Ledger, queue: str, epoch: int, job_id: str, target_from: Mapping[int, int]) -> None:
@@ -311,6 +339,17 @@ def settle(
             reason="sent, outcome not known yet" if state == "replayed" else "handed back to the queue",
         )
     ).rowcount
+    back = entry.alias("back")
+    tx.execute(  # the consumer may have been faster than our bookkeeping
+        update(entry)
+        .where(
+            entry.c.id.in_(passed),
+            entry.c.state == "replayed",
+            entry.c.job == settled.id,
+            exists().where(back.c.return_of == entry.c.id),
+        )
+        .values(state="returned", reason="its replay failed again")
+    )
     add_deliveries(tx, settled.id, delivered, sent_at)
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
     return int(done)
@@ -339,7 +378,8 @@ def undelivered(tx: Connection, job_id: str) -> bool:
 
 
 def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool) -> int:
-    """Leave an entry out, before the cursor may pass it; with it, in a queue ordered by key, the later ones of its key."""
+    """Leave an entry out, before the cursor may pass it; with it, in a queue ordered by key, the later ones of its key:
+    of this job, and of those of its plan that nobody sends yet."""
     tx.execute(
         update(entry)
         .where(entry.c.id == item.entry, entry.c.job == job_id, entry.c.state == "planned")
@@ -347,10 +387,12 @@ def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool)
     )
     if not per_key or item.key_hash is None:
         return 1
+    of_plan = select(job.c.plan).where(job.c.id == job_id).scalar_subquery()
+    to_come = select(job.c.id).where(job.c.plan == of_plan, job.c.state == "approved")
     later = tx.execute(
         update(entry)
         .where(
-            entry.c.job == job_id,
+            or_(entry.c.job == job_id, entry.c.job.in_(to_come)),
             entry.c.state == "planned",
             entry.c.key_hash == item.key_hash,
             entry.c.id > item.entry,
@@ -360,15 +402,29 @@ def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool)
     return 1 + int(later.rowcount)
 
 
-def close(ledger: Ledger, queue: str, epoch: int, job_id: str, ended: str, rest: str) -> int:
-    """End a job: what was not sent is open again with reason ``rest``. Returns how many that were."""
+def close(
+    ledger: Ledger, queue: str, epoch: int, job_id: str, ended: str, rest: str, *, writer: str | None = None
+) -> int:
+    """End a job: what was not sent is open again with reason ``rest``. Returns how many that were.
+
+    :param writer: who closes it, having read its cursor; None for a job that never ran.
+    :raises Fenced: when another is its writer: what it has under way must not be planned again.
+    """
     with ledger.write(queue, epoch) as tx:
-        freed = tx.execute(
-            update(entry)
-            .where(entry.c.job == job_id, entry.c.state == "planned")
-            .values(state="open", job=None, reason=rest)
-        )
-        tx.execute(update(job).where(job.c.id == job_id).values(state="closed", ended=ended))
+        found = get(tx, job_id)
+        holder = tx.execute(select(job.c.writer).where(job.c.id == job_id).with_for_update()).scalar_one()
+        if (writer is None and found.state == "running") or (writer is not None and writer != holder):
+            raise Fenced(f"job {job_id}: a newer try writes it; this one stops")
+        return _close(tx, found, ended, rest)
+
+
+def _close(tx: Connection, closed: Job, ended: str, rest: str) -> int:
+    freed = tx.execute(
+        update(entry)
+        .where(entry.c.job == closed.id, entry.c.state == "planned")
+        .values(state="open", job=None, reason=rest)
+    )
+    tx.execute(update(job).where(job.c.id == closed.id).values(state="closed", ended=ended))
     return int(freed.rowcount)
 
 

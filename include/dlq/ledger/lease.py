@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select, update
 from dlq import clock
 from dlq.errors import Fenced, QueueBusy
 from dlq.ledger.schema import drain, entry, incident, queue
-from dlq.ledger.store import Ledger
+from dlq.ledger.store import Ledger, insert_rows
 
 GRACE_S = 30.0
 """How long past a lease's end a take-over waits: clocks of two machines differ."""
@@ -34,17 +34,16 @@ def acquire(
     :raises QueueBusy: while another holds it.
     """
     with ledger.write(name, None) as tx:
-        found = tx.execute(select(queue).where(queue.c.name == name).with_for_update()).mappings().first()
-        if found is None:
-            tx.execute(insert(queue).values(name=name, epoch=floor))
-        held_by = found["holder"] if found else None
-        if found and held_by and held_by != holder:
+        insert_rows(tx, queue, ("name", "epoch"), [(name, floor)], skip_on=("name",))
+        found = tx.execute(select(queue).where(queue.c.name == name).with_for_update()).mappings().one()
+        held_by = found["holder"]
+        if held_by and held_by != holder:
             free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
             if clock.iso(free_at) > clock.now():
                 raise QueueBusy(
                     f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at its run: it may be live"
                 )
-        epoch = max(int(found["epoch"]) if found else 0, floor) + 1
+        epoch = max(int(found["epoch"]), floor) + 1
         tx.execute(
             update(queue)
             .where(queue.c.name == name)

@@ -207,8 +207,8 @@ def _floor(drain: Drain, archive: Archive, missing: Sequence[_Seen], done: Rebui
             or echo.position > positions.get(part, -1)
         ):
             done.behind = (
-                f"partition {part} was committed at {echo.position} by ledger {echo.ledger or '?'}, epoch {echo.epoch}; "
-                f"this ledger stands at {positions.get(part, 'nothing')}, epoch {known}"
+                f"partition {part} was committed at {echo.position} by ledger {echo.ledger or '?'}, "
+                f"epoch {echo.epoch}; this ledger stands at {positions.get(part, 'nothing')}, epoch {known}"
             )
     epochs = [
         known,
@@ -360,7 +360,7 @@ class _Adopting:
                         .values(return_of=first.id)
                     )
                     if first.job is not None and first.job.encode() == headers.get("dlq-job"):
-                        custody.mark_returned(tx, [first.id])
+                        custody.mark_returned(tx, [first.id], drain.id)
 
 
 def _find(tx: Connection, queue: str, uri: str, part: int, place: str) -> Any:
@@ -435,15 +435,15 @@ def _set_positions(
         for start, end in spans:
             if start > position and _any(drain.source, part, position, start):
                 findings.append(
-                    f"partition {part}: the archive lacks what lies from {position} to {start}, the queue still has it: "
-                    "it is read again"
+                    f"partition {part}: the archive lacks what lies from {position} to {start}; "
+                    "the queue still has it, it is read again"
                 )
                 break
             position = max(position, end)
         until = max([position, *([told] if told is not None else []), *(end for _, end in spans)])
         if lost:
             until = max(until, highest[part])
-        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        with drain.ledger.write(drain.queue, drain.epoch, alone=True) as tx:
             if position > begin:
                 rounds = custody.open_ranges(tx, row, drain.id, {part: begin}, {part: position})
                 custody.move(tx, row, rounds, [Range(part, begin, position)], 0)

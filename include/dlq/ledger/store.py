@@ -112,10 +112,11 @@ class Ledger:
                 transaction.rollback()
 
     @contextmanager
-    def write(self, queue: str, epoch: int | None) -> Iterator[Connection]:
+    def write(self, queue: str, epoch: int | None, *, alone: bool = False) -> Iterator[Connection]:
         """One transaction, begun by checking that ``epoch`` still holds ``queue``.
 
         ``epoch`` None writes without the lease: only for recording a decision or a draft, and for the lease itself.
+        ``alone``: no other write of the queue runs beside it, so that what it reads stays so until it commits.
 
         :raises Fenced: when another holder took the lease since.
         """
@@ -126,7 +127,7 @@ class Ledger:
                         schema.queue.c.name == queue, schema.queue.c.epoch == epoch
                     )
                     if self.dialect == "postgresql":
-                        holds = holds.with_for_update(read=True)
+                        holds = holds.with_for_update(read=not alone)
                     if connection.execute(holds).first() is None:
                         raise Fenced(
                             f"queue {queue}: another holder took the lease after epoch {epoch}; this process stops"

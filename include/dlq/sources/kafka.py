@@ -92,6 +92,21 @@ class KafkaDlq:
         committed = kafka.committed(self._consumer, self._topic, self._parts)
         return {part: _echo(offset, metadata) for part, (offset, metadata) in committed.items()}
 
+    def _open_transactions(self, marks: Mapping[int, tuple[int, int]]) -> list[str]:
+        """Records behind an open transaction can't be read yet: a finding, not depth."""
+        raw = kafka.consumer(
+            self._connection, f"{self._group}.witness", **{"isolation.level": "read_uncommitted"}
+        )
+        try:
+            ends = kafka.watermarks(raw, self._topic, self._parts)
+        finally:
+            raw.close()
+        held = {part: ends[part][1] - marks[part][1] for part in marks if ends[part][1] > marks[part][1]}
+        return [
+            f"{self._topic}/{part}: an open transaction holds at most {n} record(s) back; they are read once its producer ends it"
+            for part, n in held.items()
+        ]
+
     def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> KafkaPass:
         wanted = [p for p in self._parts if parts is None or p in parts]
         marks = kafka.watermarks(self._consumer, self._topic, wanted)

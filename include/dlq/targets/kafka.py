@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,13 +21,14 @@ from confluent_kafka.admin import ConfigResource, ResourceType
 
 from dlq import kafka
 from dlq.config import KafkaTarget
-from dlq.errors import Fenced, SourceError, TargetError
+from dlq.errors import Fenced, Refused, SourceError, TargetError
 from dlq.ports import Connection, Connections, Delivered, Output, Range, Unproducible
 from dlq.sources.kafka import KafkaPass
 
 _TRANSACTION_MS = 15_000
 """An open transaction stalls every read_committed consumer of the target: the broker ends a dead one after this."""
 
+_GROUPS = 100  # looked at, at most
 _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
 _FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
 # A transactional producer's fatal error is another writer's init. It must never open itself again: two would evict each other.
@@ -94,6 +96,31 @@ class KafkaReplay:
                 f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups with prefix dlq-drain."
             )
         return problems
+
+    def findings(self) -> list[str]:
+        """Replaying to a topic reaches every group that reads it, also those that had succeeded."""
+        try:
+            listed = self._admin.list_consumer_groups(request_timeout=kafka.TIMEOUT_S).result(kafka.TIMEOUT_S)
+            groups = sorted(g.group_id for g in listed.valid if not g.group_id.startswith("dlq-drain."))
+            asked = {
+                group: self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
+                for group in groups[:_GROUPS]
+            }
+            read = {
+                group: {p.topic for p in future.result(kafka.TIMEOUT_S).topic_partitions}
+                for group, future in asked.items()
+            }
+        except (KafkaException, TimeoutError) as error:
+            return [f"who else reads the targets is not known: {kafka.reason(error)}"]
+        found = []
+        for name in self._config.allow:
+            readers = [group for group, topics in read.items() if name in topics]
+            if len(readers) > 1:
+                found.append(
+                    f"topic {name!r} is read by {len(readers)} groups ({', '.join(readers[:5])}): a replay reaches all of them; "
+                    "a retry topic of the group that failed would reach one"
+                )
+        return found
 
     def _topic(self, name: str) -> _Topic:
         if name not in self._topics:
@@ -239,7 +266,7 @@ class KafkaWriter:
         self._sent: list[Delivered] = []
 
     def __enter__(self) -> Self:
-        self._producer = Producer(self._settings)
+        self._producer = Producer(self._settings, logger=kafka.QUIET)
         self._call(self._producer.init_transactions, kafka.TIMEOUT_S)
         self._reader = kafka.consumer(self._connection, self._group)
         self._membership = self._reader.consumer_group_metadata()
@@ -250,14 +277,22 @@ class KafkaWriter:
     ) -> None:
         self._reader.close()
         self._producer.purge()
-        self._producer.flush(0)
+        self._serve(0)
 
     def cursor(self) -> int | None:
         try:
             found = kafka.committed(self._reader, self._topic, [0])
         except SourceError as error:
             raise TargetError(f"cursor of {self._group}: {error}") from error
-        return found[0][0] if 0 in found else None
+        if 0 not in found:
+            return None
+        offset, metadata = found[0]
+        if metadata != self._metadata:
+            raise Refused(
+                f"cursor of {self._group}: it was committed for another ledger or plan ({metadata or 'not said'}); "
+                "a new drain, whose jobs have other names, goes on"
+            )
+        return offset
 
     def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
         self.produce(outputs)
@@ -293,7 +328,8 @@ class KafkaWriter:
                     )
                     break
                 except BufferError:
-                    self._producer.poll(0.05)
+                    with suppress(KafkaException, SystemError):  # see _serve
+                        self._producer.poll(0.05)
                 except KafkaException as error:
                     self._abort()
                     self._raise(error.args[0], output.ordinal)
@@ -301,7 +337,7 @@ class KafkaWriter:
     def commit(self, cursor: int) -> list[Delivered]:
         offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
         deadline = time.monotonic() + _TRANSACTION_MS / 1000
-        self._producer.flush(_TRANSACTION_MS / 1000)
+        self._serve(_TRANSACTION_MS / 1000)
         if self._failed:
             self._abort()
             ordinal, error = self._failed[0]
@@ -310,6 +346,12 @@ class KafkaWriter:
         self._call(self._producer.commit_transaction, deadline=deadline)
         return self._sent
 
+    def _serve(self, seconds: float) -> None:
+        """Wait for delivery reports. The client raises its fatal error (another writer's init) out of any call that serves
+        them, from inside a report as a SystemError; the transactional call that follows says what it is."""
+        with suppress(KafkaException, SystemError):
+            self._producer.flush(seconds)
+
     def _call(self, call: Any, *arguments: Any, deadline: float | None = None) -> None:
         """A transactional call, again while the client says that it may be: a commit that timed out is committed again."""
         until = deadline if deadline is not None else time.monotonic() + kafka.TIMEOUT_S
@@ -317,6 +359,11 @@ class KafkaWriter:
             try:
                 call(*arguments)
                 return
+            except SystemError:  # see _serve: asked again, the client says which fault it is
+                if time.monotonic() >= until:
+                    raise TargetError(
+                        f"{self._topic}: the client broke; the cursor says where to go on"
+                    ) from None
             except KafkaException as error:
                 fault = error.args[0]
                 if fault.code() in _FENCED or fault.fatal():
@@ -332,11 +379,10 @@ class KafkaWriter:
                 ) from error
 
     def _abort(self) -> None:
-        try:
+        # where it fails the broker ends it by its time-out, or the next writer's init does
+        with suppress(KafkaException, SystemError):
             self._producer.purge()
             self._producer.abort_transaction(10.0)
-        except KafkaException:
-            pass  # the broker ends it by its time-out, or the next writer's init does
 
     def _raise(self, fault: KafkaError, ordinal: int) -> None:
         """Say what became of the aborted transaction: a record can spoil the whole batch it travels in, so only a lone

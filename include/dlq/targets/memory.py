@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from dlq.entry import Headers, Record
-from dlq.errors import ConfigError, Fenced, TargetError
+from dlq.errors import ConfigError, Fenced, Refused, TargetError
 from dlq.ports import Delivered, Output, Unproducible
 from dlq.sources.memory import MemoryLog
 
@@ -147,6 +147,9 @@ class MemoryReplay:
             if self.topics.topic(name).name in self.topics.compacted
         ]
 
+    def findings(self) -> list[str]:
+        return []
+
     def ends(self, topic: str) -> dict[int, int]:
         log = self.topics.topic(topic)
         return {part: log.marks(part)[1] for part in range(log.partitions)}
@@ -212,7 +215,11 @@ class MemoryWriter:
     def cursor(self) -> int | None:
         with self._topics.lock:
             found = self._topics.cursors.get(self._job)
-        return None if found is None else found[0]
+        if found is None:
+            return None
+        if found[1] != self._metadata:
+            raise Refused(f"cursor of {self._job}: it was committed for another ledger or plan ({found[1]})")
+        return found[0]
 
     def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
         self.produce(outputs)

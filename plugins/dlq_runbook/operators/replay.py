@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from dlq.drain import Drain
 
 
-class ReplayCanary(DlqOperator):
+class _Replaying(DlqOperator):
+    def say_plan(self, result: dict[str, Any]) -> None:
+        """Of a dry run: what would be sent."""
+        for one in result.get("would", []):
+            self.log.info(
+                "Would replay %s of %r in %r to %s",
+                one["entries"],
+                one["error_type"],
+                one["component"],
+                one["target"],
+            )
+
+
+class ReplayCanary(_Replaying):
     """Plan the replay, send a few entries, and wait for their outcome.
 
     Returns the jobs still to run, for :class:`ReplayBatches` to be mapped over; an empty list skips it.
@@ -23,6 +36,7 @@ class ReplayCanary(DlqOperator):
 
         canary = replay_canary(drain, self.task_id, self.deadline_s(drain, context), progress=self.progress)
         context["ti"].xcom_push(key="canary", value=canary)
+        self.say_plan(canary)
         return list(canary["jobs"])
 
 
@@ -42,7 +56,7 @@ class ReplayBatches(DlqOperator):
         return replay_batches(drain, self.job, self.deadline_s(drain, context), progress=self.progress)
 
 
-class DrainRemaining(DlqOperator):
+class DrainRemaining(_Replaying):
     """Replay what waited for a fix, then take and replay in rounds until the queue is empty or time is up."""
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
@@ -52,4 +66,6 @@ class DrainRemaining(DlqOperator):
             # What hangs on the approval was skipped, but a skip is no failure: this stage runs all the same.
             drain.note("drain_remaining", "nothing is replayed: going on was rejected", level="warning")
             return {"rounds": 0, "why_stopped": "going on was rejected"}
-        return drain_remaining(drain, self.deadline_s(drain, context), progress=self.progress)
+        drained = drain_remaining(drain, self.deadline_s(drain, context), progress=self.progress)
+        self.say_plan(drained)
+        return drained

@@ -1,0 +1,88 @@
+"""The export format: nothing of a dead letter is lost, and what is no export is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlq.archive import Stored
+from dlq.export import BadExport, exported, imported
+
+maybe_bytes = st.none() | st.binary(max_size=40)
+records = st.builds(
+    Stored,
+    part=st.integers(0, 1000),
+    pos=st.integers(0, 2**62),
+    key=maybe_bytes,
+    value=maybe_bytes,
+    headers=st.lists(st.tuples(st.text(max_size=10), maybe_bytes), max_size=5).map(tuple),
+    timestamp_ms=st.none() | st.integers(0, 2**52),
+)
+
+
+@given(records)
+def test_a_record_comes_back_byte_for_byte(stored: Stored) -> None:
+    line = exported(stored, "orders.dlq")
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    record = imported(line)
+    assert (record.part, record.pos, record.key, record.value, record.headers, record.timestamp_ms) == (
+        stored.part,
+        stored.pos,
+        stored.key,
+        stored.value,
+        stored.headers,
+        stored.timestamp_ms,
+    )
+    assert json.loads(line)["topic"] == "orders.dlq"
+
+
+def test_a_queue_message_is_read_with_its_attributes_as_headers() -> None:
+    line = {
+        "transport": "sqs",
+        "body": '{"order": 1}',
+        "attributes": {"SentTimestamp": "1764000000000"},
+        "message_attributes": {
+            "correlation-id": {"DataType": "String", "StringValue": "c-1"},
+            "blob": {"DataType": "Binary", "BinaryValue": "AP8="},
+        },
+    }
+    record = imported(json.dumps(line).encode())
+    assert record.value == b'{"order": 1}'
+    assert record.headers == (("correlation-id", b"c-1"), ("blob", b"\x00\xff"))
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "transport"),
+        ({"transport": "kafka", "key_b64": "?"}, "key_b64 is no base64"),
+        ({"transport": "kafka", "value_b64": 1}, "value_b64 is no base64 text"),
+        ({"transport": "kafka", "partition": "0"}, "partition is no whole number"),
+        ({"transport": "kafka", "offset": True}, "offset is no whole number"),
+        ({"transport": "kafka", "headers": [["a"]]}, "headers"),
+        ({"transport": "kafka", "headers": {"a": "b"}}, "headers"),
+        ({"transport": "sqs", "body": 1}, "body is no text"),
+        ({"transport": "sqs", "message_attributes": []}, None),
+        ({"transport": "sqs", "message_attributes": {"a": "b"}}, "message_attributes"),
+    ],
+)
+def test_what_is_no_export_is_said_to_be_none(line: Any, what: str | None) -> None:
+    raw = line if isinstance(line, bytes) else json.dumps(line).encode()
+    if what is None:
+        assert imported(raw).headers == ()
+        return
+    with pytest.raises(BadExport, match=what):
+        imported(raw)
+
+
+@given(st.binary(max_size=60))
+def test_hostile_bytes_are_refused_in_words(line: bytes) -> None:
+    with pytest.raises(BadExport):
+        imported(line)
