@@ -140,6 +140,13 @@ class MemoryRig:
             places.append((where, pos))
         return places
 
+    def write_keyless(self, count: int) -> None:
+        """Dead-letter ``count`` more records without a key, into the last partition."""
+        for _ in range(count):
+            n = self._number
+            self._number += 1
+            self.log.append(self.log.partitions - 1, None, b"value %d" % n, failure(n))
+
     # Drains
 
     def open(self, run: str = "r1", **how: Any) -> Drain:
@@ -228,13 +235,13 @@ class MemoryRig:
             (part, int(pos)) for part, pos in self.rows("SELECT part, pos FROM entry WHERE pos IS NOT NULL")
         )
         positions = self.positions()
+        begun = dict(self.rows("SELECT part, MIN(from_pos) FROM intake GROUP BY part"))
         for part in range(self.log.partitions):
             low, high = self.log.marks(part)
-            end = min(high, positions.get(part, low))
-            for record in self.log.read(part, low, end):
-                assert places[(part, record.pos or 0)] == 1, (
-                    f"{part}/{record.pos} is {places[(part, record.pos or 0)]} times in the ledger"
-                )
+            first, end = max(low, begun.get(part, low)), min(high, positions.get(part, low))
+            for record in self.log.read(part, first, end):
+                times = places[(part, record.pos or 0)]
+                assert times == 1, f"{part}/{record.pos} is {times} times in the ledger"
         self._check_chain()
         self._check_target()
         self._check_accounts()
@@ -359,8 +366,9 @@ class _WiredWriter:
         return self.commit(cursor)
 
 
-def wire(drain: Drain, step: Callable[[], None]) -> Drain:
-    """Have ``step`` called before and after whatever ``drain`` does that outlives its process."""
+def wire(drain: Drain, step: Callable[[], None], *, within: bool = True) -> Drain:
+    """Have ``step`` called before and after whatever ``drain`` does that outlives its process, and, where ``within``,
+    at the end of its ledger transactions."""
     write, archive_write = drain.ledger.write, drain.archive.write
     source, target = drain.source, drain.target
     assert isinstance(source, MemoryDlq)
@@ -371,7 +379,8 @@ def wire(drain: Drain, step: Callable[[], None]) -> Drain:
         step()
         with write(queue, epoch, **how) as tx:
             yield tx
-            step()
+            if within:
+                step()
         step()
 
     def wired_archive_write(*arguments: Any) -> Any:

@@ -73,7 +73,7 @@ class Intake:
         self._fixed = target.topic if isinstance(target, KafkaTarget) else target.allow[0]
         self._keyed = target.ordering == "per_key"
         self._first_until: dict[int, int] = {}
-        self._spans: dict[tuple[str, int], tuple[int, int]] = {}
+        self._spans: dict[int, tuple[int, int]] = {}
 
     def run(self, deadline_s: float, progress: Progress | None = None) -> Taken:
         """Read to the cut-off or the deadline.
@@ -216,7 +216,7 @@ class Intake:
         topic, part, pos = what.origin_topic, what.origin_partition, what.origin_offset
         if topic is None or part is None or pos is None:
             return None
-        span = self._spans.get((topic, part))
+        span = self._spans.get(part)
         return (topic, part, pos) if span is not None and span[0] <= pos <= span[1] else None
 
     def _rows(
@@ -294,7 +294,8 @@ def _claims(records: Sequence[Record]) -> dict[int, tuple[str, int]]:
                 job = value
             elif name == "dlq-ordinal":
                 ordinal = value
-        if job and ordinal and ordinal.isdigit() and len(ordinal) < 18:
+        # Postgres text holds no NUL, and no job's name does.
+        if job and b"\0" not in job and ordinal and ordinal.isdigit() and len(ordinal) < 18:
             claims[number] = (job.decode("utf-8", "replace")[:200], int(ordinal))
     return claims
 

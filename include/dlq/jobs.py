@@ -235,7 +235,7 @@ class JobRun:
     def _skip(self, item: Item, reason: str) -> None:
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
-            self.skipped += ledger.skip(tx, self.job.id, item, reason, per_key=self._per_key)
+            self.skipped += ledger.skip(tx, self.job, item, reason, per_key=self._per_key)
 
     def _paused(self) -> bool:
         with self._drain.ledger.read() as tx:

@@ -17,6 +17,9 @@ from dlq.pace import CANARY
 READY = ("ready", "fixed")
 """Reasons of open entries that a replay may take without asking a person again."""
 
+BLOCKED = "earlier_entry_of_key"
+"""Reason of an open entry that would be ready, but for an earlier one of its key."""
+
 _PAGE = 4_000
 _START_WITHIN_S = 3_600.0
 _FIELDS = (
@@ -48,16 +51,21 @@ def ready(drain: Drain) -> ColumnElement[bool]:
     condition = and_(sendable(drain), entry.c.reason.in_(READY))
     if drain.config.target.ordering != "per_key":
         return condition
+    return and_(condition, or_(entry.c.key_hash.is_(None), ~_blocked(drain, READY)))
+
+
+def _blocked(drain: Drain, passing: Sequence[str]) -> ColumnElement[bool]:
+    """Whether an earlier entry of the key waits: it is not about to be sent, its reason none of ``passing``."""
     earlier = entry.alias("earlier")
     waits = or_(
         earlier.c.state != "open",
-        earlier.c.reason.not_in(READY),
+        earlier.c.reason.not_in(passing),
         earlier.c.target.is_(None),
         earlier.c.duplicate_of.is_not(None),
         earlier.c.attempts >= drain.config.limits.returns,
+        earlier.c.hold_until > clock.now(),
     )
-    blocked = exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id, waits)
-    return and_(condition, or_(entry.c.key_hash.is_(None), ~blocked))
+    return exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id, waits)
 
 
 def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
@@ -168,7 +176,8 @@ def _shares(drain: Drain, condition: ColumnElement[bool]) -> list[list[ColumnEle
         return [[]]
     if drain.config.target.ordering == "per_key":
         digits = "0123456789abcdef"
-        cut = [digits[n * 16 // jobs : (n + 1) * 16 // jobs] for n in range(min(jobs, 16))]
+        jobs = min(jobs, len(digits))
+        cut = [digits[n * 16 // jobs : (n + 1) * 16 // jobs] for n in range(jobs)]
         last = func.substr(entry.c.key_hash, 16, 1)
         shares: list[list[ColumnElement[bool]]] = [[last.in_(list(some))] for some in cut]
         return [*shares, [entry.c.key_hash.is_(None)]]
@@ -206,23 +215,17 @@ def by_id(drain: Drain, conditions: Sequence[ColumnElement[bool]]) -> Iterator[S
 
 
 def block_by_key(drain: Drain) -> int:
-    """In a queue ordered by key, say of each ready entry that an earlier one of its key waits."""
+    """In a queue ordered by key, say of each ready entry that an earlier one of its key waits, or no longer does."""
     if drain.config.target.ordering != "per_key":
         return 0
+    keyed = and_(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.key_hash.is_not(None))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
-        waiting = and_(
-            entry.c.queue == drain.queue,
-            entry.c.state == "open",
-            entry.c.reason.in_(READY),
-            ~ready(drain),
-            entry.c.key_hash.is_not(None),
-        )
+        # One that is blocked itself blocks nothing more than what blocks it.
+        free = and_(keyed, entry.c.reason == BLOCKED, ~_blocked(drain, (*READY, BLOCKED)))
+        tx.execute(update(entry).where(entry.c.id.in_(select(entry.c.id).where(free))).values(reason="ready"))
+        waiting = and_(keyed, entry.c.reason.in_(READY), _blocked(drain, READY))
         ids = select(entry.c.id).where(waiting)
-        return int(
-            tx.execute(
-                update(entry).where(entry.c.id.in_(ids)).values(reason="earlier_entry_of_key")
-            ).rowcount
-        )
+        return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason=BLOCKED)).rowcount)
 
 
 def summary(drain: Drain) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, not_, or_, select, update
 
 from dlq import clock
 from dlq import plan as planning
@@ -17,12 +17,16 @@ from dlq.ledger import jobs as ledger_jobs
 from dlq.ledger.jobs import Cut
 from dlq.ledger.schema import draft, entry, grp, source, work
 from dlq.replay import replay_now, run_jobs
+from dlq.triage import FIXES
 
 _PERSONAL = ("open", "ambiguous")
 
 
-def file_work(drain: Drain) -> list[dict[str, Any]]:
-    """See that every open entry that is not about to be replayed has an owner and filed work; returns the work now open."""
+def file_work(drain: Drain, *, besides: ColumnElement[bool] | None = None) -> list[dict[str, Any]]:
+    """See that every open entry, but those of ``besides``, has an owner and filed work; returns the work now open."""
+    ours = [entry.c.queue == drain.queue, entry.c.state.in_(_PERSONAL)]
+    if besides is not None:
+        ours.append(not_(besides))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         settled_work = select(work.c.id).where(
             work.c.queue == drain.queue,
@@ -33,7 +37,8 @@ def file_work(drain: Drain) -> list[dict[str, Any]]:
         tx.execute(update(work).where(work.c.id.in_(closed)).values(closed_at=clock.now()))
         kinds = tx.execute(
             select(entry.c.grp, entry.c.reason, func.count())
-            .where(entry.c.queue == drain.queue, entry.c.state.in_(_PERSONAL))
+            .join(grp, grp.c.id == entry.c.grp)
+            .where(*ours)
             .group_by(entry.c.grp, entry.c.reason)
         ).all()
         for group, reason, _count in kinds:
@@ -95,7 +100,12 @@ def open_review(drain: Drain) -> dict[str, Any]:
     """File the work a person must decide on."""
     if drain.dry_run:
         return {"filed": [], "said": "dry run: no work is filed"}
-    filed = file_work(drain)
+    # What a replay or a fix of this drain is about to take is nobody's work yet; the verdict files what they leave.
+    under_way = or_(
+        entry.c.reason.in_(planning.READY),
+        and_(entry.c.reason == "waiting_for_fix", grp.c.remedy.in_(FIXES)),
+    )
+    filed = file_work(drain, besides=under_way)
     said = (
         "; ".join(
             f"work {w['id']}: {w['count']} x {w['error_type']} ({w['reason'].replace('_', ' ')}) for {w['owner']}"

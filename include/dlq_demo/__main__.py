@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -17,15 +20,15 @@ from rich.text import Text
 
 from dlq.config import QueueConfig, load_queue
 from dlq.connections import from_environment
-from dlq.drain import drain_id, dry, open_drain
+from dlq.drain import drain_id, dry
 from dlq.errors import DlqError
-from dlq.intake import take_custody
-from dlq.ledger import Ledger, lease
 from dlq.slo import standing
+from dlq_demo import loopback
 from dlq_demo.airflow import USERNAME, AirflowStandalone
 from dlq_demo.home import CHECKOUT, Home
+from dlq_demo.process import ServiceError
 from dlq_demo.progress import DrainView, failures, printable
-from dlq_demo.stream import Streamed, stream
+from dlq_demo.stream import stream
 from dlq_demo.surroundings import Surroundings
 
 DEAD = 400
@@ -37,9 +40,12 @@ _ANSWER_S = 900.0
 def main() -> int:
     arguments = _arguments()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    # Closing the terminal and ending the process are Ctrl-C by other means.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # ending the process, closing the terminal: Ctrl-C by other means
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         return _Demo(console, arguments).run()
     except KeyboardInterrupt:
@@ -89,6 +95,8 @@ class _Demo:
             "DLQ_APPROVE_FIX": "person" if self._approve else "policy",
         }
         os.environ.update(variables)
+        if self._port is not None:
+            loopback.require_free(self._port, "Airflow's UI")
         config = load_queue(self._queue)
         with ExitStack() as services:
             services.enter_context(home.taken())
@@ -102,16 +110,21 @@ class _Demo:
                 env={**variables, **around.connections},
                 fresh=True,
             )
-            services.callback(airflow.stop)
-            # Last in, first out: nothing interrupts the clean-up.
             try:
                 with self._step("Kafka and the orchestrator") as said:
                     services.enter_context(around)
-                    said.append(f"a real broker on {around.broker.bootstrap}, topics {around.origin} and {around.dlq}")
+                    said.append(
+                        f"a real broker on {around.broker.bootstrap}, topics {around.origin} and {around.dlq}"
+                    )
+                services.callback(airflow.stop)
                 airflow.launch()
                 with self._step("Ledger") as said:
-                    Ledger.create(config.ledger).close()
-                    said.append(self._first_intake(config))
+                    self._dlq("ledger", "create", config.name)
+                    # The first intake, while the queue is empty: what comes later is then nobody's old letter.
+                    taken = json.loads(self._dlq("take", config.name, "--json"))["taken"]
+                    said.append(
+                        f"dlq ledger create {config.name}; dlq take {config.name}: {taken} entries so far"
+                    )
                 with self._step("Stream of workflows") as said:
                     streamed = stream(around, until=DEAD, seed=SEED)
                     said.append(f"{streamed.workflows:,} run, {streamed.dead:,} dead-lettered")
@@ -119,11 +132,11 @@ class _Demo:
                     airflow.wait_until_up()
                     airflow.wait_for_dag(f"dlq_drain__{config.name}")
                     said.append(f"{airflow.url}  user {USERNAME}, password {airflow.password}")
-                status = self._drain(config, airflow, streamed)
+                status = self._drain(config, airflow)
                 if not self._exit:
                     self._stay(airflow)
                 return status
-            finally:
+            finally:  # nothing interrupts the clean-up that comes now
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
                 self._console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
@@ -138,14 +151,18 @@ class _Demo:
         line = Text.assemble(("✓ ", "green"), (f"{name:<28}", "bold"), f"{took:>8}  ", "; ".join(said))
         self._console.print(line, soft_wrap=True)
 
-    def _first_intake(self, config: QueueConfig) -> str:
-        """The queue's very first intake, while it is empty: what comes later is then nobody's old letter."""
-        with open_drain(config, run_id="set-up", kind="cli", connections=from_environment) as drain:
-            taken = take_custody(drain, 60)["taken"]
-            lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "done")
-        return f"created; first intake: {taken} entries"
+    def _dlq(self, *words: str) -> str:
+        """Run the bundle's own command line, as its user would; returns what it printed.
 
-    def _drain(self, config: QueueConfig, airflow: AirflowStandalone, streamed: Streamed) -> int:
+        :raises ServiceError: when it fails, with what it said.
+        """
+        program = Path(sys.executable).with_name("dlq")
+        done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceError(f"`dlq {' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def _drain(self, config: QueueConfig, airflow: AirflowStandalone) -> int:
         dag_id, run_id = f"dlq_drain__{config.name}", f"demo__{uuid.uuid4().hex[:8]}"
         with dry(config, run_id=run_id, connections=from_environment) as look:
             before = standing(look)

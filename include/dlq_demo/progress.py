@@ -42,7 +42,13 @@ class DrainView:
     """
 
     def __init__(
-        self, console: Console, airflow: AirflowStandalone, config: QueueConfig, run_id: str, drain: str, depth: int
+        self,
+        console: Console,
+        airflow: AirflowStandalone,
+        config: QueueConfig,
+        run_id: str,
+        drain: str,
+        depth: int,
     ) -> None:
         self._console = console
         self._airflow = airflow
@@ -64,7 +70,7 @@ class DrainView:
         columns = (
             SpinnerColumn(),
             TextColumn("entries"),
-            BarColumn(40),
+            BarColumn(24),
             MofNCompleteColumn(),
             TextColumn("{task.description}", style="dim"),
         )
@@ -80,7 +86,9 @@ class DrainView:
                     return str(state)
                 self._airflow.require_alive()
                 if time.monotonic() > deadline:
-                    raise ServiceError(f"run {self._run_id} of {self._dag_id} was still {state} after {seconds:.0f} s")
+                    raise ServiceError(
+                        f"run {self._run_id} of {self._dag_id} was still {state} after {seconds:.0f} s"
+                    )
                 time.sleep(_POLL_S)
 
     def figures(self) -> Figures:
@@ -97,7 +105,9 @@ class DrainView:
             by_state[state] = by_state.get(state, 0) + count
             if has_work and state in ("open", "ambiguous"):
                 filed += count
-        settled = sum(by_state.get(s, 0) for s in ("confirmed", "returned", "duplicate", "discarded", "handed_back"))
+        settled = sum(
+            by_state.get(s, 0) for s in ("confirmed", "returned", "duplicate", "discarded", "handed_back")
+        )
         return Figures(
             sum(by_state.values()), by_state.get("confirmed", 0), by_state.get("returned", 0), settled, filed
         )
@@ -119,17 +129,23 @@ class DrainView:
             if one["operator_name"] == "EmptyOperator":  # a bend in the road
                 continue
             mark, style = _MARKS[one["state"]]
-            line = Text.assemble((f"  {mark} ", style), (f"{one['task_id']:<20}", "bold"), f"{_took(one):>8}  ")
+            line = Text.assemble(
+                (f"  {mark} ", style), (f"{one['task_id']:<20}", "bold"), f"{_took(one):>8}  "
+            )
             line.append(printable(self._said(one["task_id"])), style="" if style == "green" else style)
             progress.console.print(line, no_wrap=True, overflow="ellipsis")
         if skipped:
-            progress.console.print(Text(f"  · not needed: {', '.join(skipped)}", style="dim"), no_wrap=True, overflow="ellipsis")
+            progress.console.print(
+                Text(f"  · not needed: {', '.join(skipped)}", style="dim"), no_wrap=True, overflow="ellipsis"
+            )
 
     def _said(self, stage: str) -> str:
         with self._ledger.read() as tx:
             found = tx.execute(
                 select(event.c.text)
-                .where(event.c.drain == self._drain, event.c.stage.in_((stage, _OTHER_NAMES.get(stage, stage))))
+                .where(
+                    event.c.drain == self._drain, event.c.stage.in_((stage, _OTHER_NAMES.get(stage, stage)))
+                )
                 .order_by(event.c.id.desc())
                 .limit(1)
             ).scalar()
@@ -137,24 +153,28 @@ class DrainView:
 
     def _draw(self, progress: Progress, bar: TaskID, tasks: list[dict[str, Any]]) -> None:
         now = self.figures()
-        running = ", ".join(dict.fromkeys(t["task_id"] for t in tasks if t["state"] in ("running", "awaiting_input")))
+        running = ", ".join(
+            dict.fromkeys(t["task_id"] for t in tasks if t["state"] in ("running", "awaiting_input"))
+        )
         progress.update(
             bar,
             total=max(self._depth, now.taken),
             completed=now.settled + now.filed,
-            description=f"{now.taken:,} in custody, {now.confirmed:,} confirmed, {now.returned:,} returned, "
-            f"{now.filed:,} with people · {running or 'between stages'}",
+            description=f"{now.confirmed:,} confirmed, {now.returned:,} returned, {now.filed:,} with people"
+            f" · {running or 'between stages'}",
         )
 
     def _ask(self) -> None:
         """Where a person is to answer, say so once."""
         for question in self._airflow.api.questions(self._dag_id, self._run_id):
             task = question["task_instance"]
-            key = f"{task['task_id']} {question['created_at'] if 'created_at' in question else ''}"
+            key = f"{task['task_id']} {question.get('created_at', '')}"
             if key not in self._asked:
                 self._asked.add(key)
                 self._console.print(
-                    Text.assemble(("  ? ", "yellow bold"), (printable(question["subject"]), "bold"), "  Answer it here:"),
+                    Text.assemble(
+                        ("  ? ", "yellow bold"), (printable(question["subject"]), "bold"), "  Answer it here:"
+                    ),
                     Text(f"    {self.link(task['task_id'])}/required_actions", style="cyan"),
                     sep="\n",
                     soft_wrap=True,
@@ -178,7 +198,9 @@ def printable(text: str) -> str:
 def _took(task: Mapping[str, Any]) -> str:
     if not task["start_date"] or not task["end_date"]:
         return "–"
-    seconds = (datetime.fromisoformat(task["end_date"]) - datetime.fromisoformat(task["start_date"])).total_seconds()
+    seconds = (
+        datetime.fromisoformat(task["end_date"]) - datetime.fromisoformat(task["start_date"])
+    ).total_seconds()
     return f"{seconds:.1f} s"
 
 
@@ -186,6 +208,8 @@ def failures(airflow: AirflowStandalone, dag_id: str, run_id: str) -> Iterator[t
     """Each failed task of a run with the last line of its log that says why."""
     for one in airflow.api.task_instances(dag_id, run_id):
         if one["state"] == "failed":
-            lines = airflow.api.log(dag_id, run_id, one["task_id"], one["try_number"], one["map_index"]).splitlines()
-            said = [line for line in lines if line.strip()]
+            lines = airflow.api.log(
+                dag_id, run_id, one["task_id"], one["try_number"], one["map_index"]
+            ).splitlines()
+            said = [line for line in lines if line.strip() and not line.startswith("::")]
             yield one["task_id"], printable(said[-1]) if said else "it left no log"

@@ -49,7 +49,7 @@ def stream(
 
 
 def _wait_until_run(watch: Consumer, topic: str) -> None:
-    """Wait until the orchestrator's group has committed all there is; the patience is for progress, not for the whole."""
+    """Wait until the orchestrator's group has committed all there is, as long as it goes on."""
     ends = _ends(watch, topic)
     wanted = [TopicPartition(topic, part) for part in ends]
     left, until = -1, time.monotonic() + _PATIENCE_S

@@ -1,4 +1,4 @@
-"""What a Kafka queue's file asks for, made on this machine: broker, topics, orchestrator and the Connections to them."""
+"""What a Kafka queue's file asks for, on this machine: broker, topics, orchestrator, and Connections to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from dlq.config import KafkaSource, KafkaTarget, QueueConfig
 from dlq_demo import loopback
@@ -62,7 +62,7 @@ class Surroundings:
             "port": self.orchestrator.port,
             "password": self.orchestrator.token,
         }
-        named = {self._config.source.connection: kafka, self._config.target.connection: kafka}
+        named: dict[str, Any] = {self._config.source.connection: kafka, self._config.target.connection: kafka}
         if self._config.orchestrator is not None:
             named[self._config.orchestrator.connection] = http
         return {f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in named.items()}

@@ -33,6 +33,11 @@ def fenced(text: str, cap: int = CAP) -> str:
     return f"{fence}text\n{clean}\n{fence}"
 
 
+def one_line(text: object) -> str:
+    """Untrusted text on one line of a log."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
 def short(digest: str) -> str:
     """A hash as people see it."""
     return digest[:SHORT]

@@ -39,6 +39,7 @@ class House:
     airflow: AirflowStandalone
     around: Surroundings
     folder: Path
+    quotas: dict[str, int]
     seed: int = 1
 
     def incident(self, dead: int) -> None:
@@ -47,11 +48,15 @@ class House:
         stream(self.around, until=self._dead() + dead, seed=self.seed)
 
     def _dead(self) -> int:
-        config = load_queue("orders")
-        with Drain(
-            "none", config, Ledger.open(config.ledger), from_environment, epoch=-1, dry_run=True
-        ) as looked:
+        with self.drain_of_nobody() as looked:
             return looked.source.depth({}).entries
+
+    def lower_quotas(self) -> None:
+        """As they were before any fix, so that there is something to fix again."""
+        with self.drain_of_nobody() as looked:
+            assert looked.orchestrator is not None
+            for plugin, limit in self.quotas.items():
+                looked.orchestrator.set_quota(plugin, limit, uuid.uuid4().hex)
 
     def start(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
         run_id = f"test__{uuid.uuid4().hex[:8]}"
@@ -63,16 +68,11 @@ class House:
         return Drain.look(identity, config=load_queue("orders"), connections=from_environment)
 
     def question(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        """What the run asks, once it has been asked for long enough that an answer can't get lost."""
+        """What the run asks, once it has asked for so long that an answer can't get lost."""
         [asked] = until(lambda: self.airflow.api.questions(dag_id, run_id), "a question")
-        until(lambda: self._parked_for(dag_id, run_id, asked) > 10, "the question to settle")
+        since = time.monotonic()
+        until(lambda: time.monotonic() > since + 10, "the question to settle")
         return dict(asked)
-
-    def _parked_for(self, dag_id: str, run_id: str, asked: dict[str, Any]) -> float:
-        task = asked["task_instance"]["task_id"]
-        assert self.airflow.api.task_states(dag_id, run_id)[task] == "awaiting_input"
-        self._since = getattr(self, "_since", {})
-        return time.monotonic() - self._since.setdefault((run_id, task), time.monotonic())
 
     def ended(self, dag_id: str, run_id: str, seconds: float = 300) -> dict[str, str | None]:
         """The run's task states, once it has ended."""
@@ -140,7 +140,11 @@ def house(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         airflow.wait_for_dag(DRAIN)
         airflow.wait_for_dag(REVIEW)
         assert not airflow.api.import_errors()
-        yield House(airflow, around, folder)
+        house = House(airflow, around, folder, quotas={})
+        with house.drain_of_nobody() as looked:
+            assert looked.orchestrator is not None
+            house.quotas = {quota.plugin: quota.limit for quota in looked.orchestrator.quotas()}
+        yield house
 
 
 def test_a_drain_decided_by_policy_is_green_and_proven(house: House) -> None:
@@ -218,7 +222,8 @@ def test_a_report_is_for_those_who_may_see_the_dag(house: House) -> None:
 
 
 def test_a_dry_run_changes_nothing(house: House) -> None:
-    house.incident(40)
+    house.lower_quotas()
+    house.incident(60)
     before = _ledger(house)
     run_id = house.start(DRAIN, {"dry_run": True, "approve_fix": "person"})
     states = house.ended(DRAIN, run_id)
@@ -241,6 +246,7 @@ def test_a_person_approves_and_is_on_record(house: House) -> None:
 
 
 def test_what_a_person_rejects_stays_open(house: House) -> None:
+    house.lower_quotas()
     house.incident(60)
     run_id = house.start(DRAIN, {"approve_fix": "person"})
     house.airflow.api.answer(house.question(DRAIN, run_id), ["Reject"])

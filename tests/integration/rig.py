@@ -254,9 +254,9 @@ class Rig:
 
     # Worker processes
 
-    def worker(self, *steps: str, die: str | None = None, stop: str | None = None, **tuning: Any) -> Worker:
+    def worker(self, *steps: str, die: str | None = None, stop: str | Sequence[str] = (), **tuning: Any) -> Worker:
         """A process of its own that does ``steps`` in turn; see :mod:`tests.integration.worker`."""
-        spec = {"config": self.config.model_dump(mode="json"), "bootstrap": self.bootstrap, **self.tuning, **tuning, "die": die, "stop": stop}
+        spec = {"config": self.config.model_dump(mode="json"), "bootstrap": self.bootstrap, **self.tuning, **tuning, "die": die, "stop": [stop] if isinstance(stop, str) else list(stop)}
         process = Worker(self.folder / f"worker-{len(self._workers)}", spec, steps)
         self._workers.append(process)
         return process
@@ -500,17 +500,26 @@ class Worker:
         said = self.said("error")
         assert code == 3 and said is not None and said["fenced"], f"worker should have been fenced, it ended with {code}: {self.words()}"
 
+    @property
+    def ended(self) -> bool:
+        return not self._process.is_alive()
+
+    @property
+    def stopped(self) -> bool:
+        return not self.ended and bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+
     def wait_stopped(self, seconds: float = 60) -> None:
         """Wait until it has stopped itself (SIGSTOP) at its crash point."""
 
         def stopped() -> bool:
-            assert self._process.is_alive(), f"worker ended ({self._process.exitcode}) before its crash point: {self.words()}"
-            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+            assert not self.ended, f"worker ended ({self._process.exitcode}) before its crash point: {self.words()}"
+            return self.stopped
 
         wait_until(stopped, "worker stopped at its crash point", seconds=seconds)
 
     def wake(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+        wait_until(lambda: self.ended or not self.stopped, "worker woke")
 
     def kill(self) -> None:
         self._process.kill()

@@ -11,8 +11,9 @@ from dlq.intake import take_custody
 from dlq.jobs import JobRun
 from dlq.outcome import Outcomes
 from dlq.replay import drain_remaining, replay_batches, replay_canary
+from dlq.targets.kafka import KafkaReplay, KafkaWriter
 from dlq.triage import categorize
-from tests.integration.rig import Rig
+from tests.integration.rig import Rig, wait_until
 
 
 def test_a_second_drain_of_a_queue_is_refused_while_the_first_lives(make_rig: Callable[..., Rig]) -> None:
@@ -121,3 +122,51 @@ def test_a_job_that_slept_through_its_successor_sends_nothing_more(
     rig.check_nothing_pending()
     assert len(rig.check_effects(when=f"woken at {point} after {successor}")) == 400
     assert set(consumer.effects.values()) == {1}
+
+
+@pytest.mark.parametrize("successor", ["the retry of its own drain", "a new drain"])
+def test_a_job_that_wakes_while_its_successor_opens_it_sends_nothing(
+    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, successor: str
+) -> None:
+    """It slept before it fenced anybody, and wakes just after its successor did: the target takes it for the newer one."""
+    rig = make_rig(tuning={"records": 40})
+    rig.begin()
+    consumer = rig.consumer()
+    rig.letters(200)
+    rig.worker("open:r1", "take", "categorize", "canary", "batches", die="committed:5").expect_killed()
+    sleeper = rig.worker("attach:r1", "canary", "batches", stop=["claimed:1", "uncommitted:1"])
+    sleeper.wait_stopped()
+    read, met = KafkaWriter.cursor, False
+
+    def meet(writer: KafkaWriter) -> int | None:
+        nonlocal met
+        if not met:
+            met = True
+            sleeper.wake()
+            wait_until(lambda: sleeper.ended or sleeper.stopped, "the sleeper got as far as it can")
+        return read(writer)
+
+    if successor == "a new drain":
+        rig.expire_lease()
+        with monkeypatch.context() as patched:
+            # the preflight's writer has nobody to meet
+            patched.setattr(KafkaReplay, "preflight", lambda _: [])
+            patched.setattr(KafkaWriter, "cursor", meet)
+            after = rig.open("r2")
+        rig.replay(after)
+    else:
+        after = rig.attach("r1")
+        with monkeypatch.context() as patched:
+            patched.setattr(KafkaWriter, "cursor", meet)
+            try:
+                rig.replay(after)
+            except Fenced:  # by the sleeper, which stops itself: another try goes on
+                rig.replay(after)
+    assert met
+    if sleeper.stopped:
+        sleeper.wake()
+    sleeper.expect_fenced()
+    drain_remaining(after, 60)
+    consumer.stop()
+    rig.check_nothing_pending()
+    assert len(rig.check_effects()) == 200

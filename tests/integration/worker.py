@@ -5,7 +5,7 @@ It is forked from a server that has imported all this before (a restart costs mi
 broker, the steps, and
 
 * ``lease_s``, ``grace_s``: of the queue's lease; ``batch``: entries an intake batch; ``records``: a transaction's
-* ``die`` / ``stop``: ``point:n``, SIGKILL or SIGSTOP this process when it comes to that crash point for the n-th time
+* ``die``, ``stop``: ``point:n``, SIGKILL this process when it comes to that crash point for the n-th time; or SIGSTOP it there
 
 Steps: ``open:<run>`` ``attach:<run>`` ``take`` ``categorize`` ``canary`` ``batches`` ``job:<id>`` ``remaining`` ``release``.
 A line of JSON is written for each step that ended; an error of the core is the line ``{"step": "error", …}`` and status 3.
@@ -89,7 +89,7 @@ def _strike(where: str | None, number: signal.Signals) -> None:
         left -= 1
         if left == 0:
             with writing:
-                os.kill(os.getpid(), number)
+                signal.pthread_kill(threading.get_ident(), number)  # this thread: sent to the process, it would go on a while
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -166,7 +166,8 @@ def _main(spec: Mapping[str, Any]) -> int:
     assert defaults is not None
     defaults["records"] = spec["records"]
     _strike(spec["die"], signal.SIGKILL)
-    _strike(spec["stop"], signal.SIGSTOP)
+    for point in spec["stop"]:
+        _strike(point, signal.SIGSTOP)
     work = _Work(spec)
     for step in spec["steps"]:
         try:

@@ -33,7 +33,7 @@ def items(rig: LedgerRig, job: str, first: int = 0, until: int = 1_000, limit: i
 def skip(rig: LedgerRig, job: str, ordinal: int, reason: str = "too_large", *, per_key: bool = False) -> int:
     (item,) = items(rig, job, ordinal, ordinal + 1)
     with rig.write() as tx:
-        return jobs.skip(tx, job, item, reason, per_key=per_key)
+        return jobs.skip(tx, jobs.get(tx, job), item, reason, per_key=per_key)
 
 
 def states(rig: LedgerRig, ids: list[int]) -> list[str]:

@@ -313,15 +313,24 @@ def sent_by_ordinal(tx: Connection, claims: Iterable[tuple[str, int]]) -> dict[t
     return found
 
 
-def sent_spans(tx: Connection) -> dict[tuple[str, int], tuple[int, int]]:
-    """By (target, partition), the first and last position a replay was delivered to."""
-    rows = tx.execute(
-        select(job.c.target, delivery.c.part, func.min(delivery.c.pos), func.max(delivery.c.pos))
-        .join(job, job.c.id == delivery.c.job)
-        .where(delivery.c.pos.is_not(None))
-        .group_by(job.c.target, delivery.c.part)
-    )
-    return {(str(r[0]), int(r[1])): (int(r[2]), int(r[3])) for r in rows}
+def sent_spans(tx: Connection) -> dict[int, tuple[int, int]]:
+    """By partition of any target, the first and last position a replay was delivered to.
+
+    A few looks into the index, however much was delivered: every look for returns asks for it.
+    """
+    spans: dict[int, tuple[int, int]] = {}
+    part = -1
+    while True:
+        found = tx.execute(select(func.min(delivery.c.part)).where(delivery.c.part > part)).scalar()
+        if found is None:
+            return spans
+        part = int(found)
+        low, high = (
+            tx.execute(select(end(delivery.c.pos)).where(delivery.c.part == part)).scalar()
+            for end in (func.min, func.max)
+        )
+        if low is not None:
+            spans[part] = (int(low), int(high))
 
 
 def sent_by_place(tx: Connection, places: Iterable[tuple[str, int, int]]) -> dict[tuple[str, int, int], Sent]:

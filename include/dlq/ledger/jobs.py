@@ -377,27 +377,26 @@ def undelivered(tx: Connection, job_id: str) -> bool:
     return tx.execute(missing).first() is not None
 
 
-def skip(tx: Connection, job_id: str, item: Item, reason: str, *, per_key: bool) -> int:
+def skip(tx: Connection, skipping: Job, item: Item, reason: str, *, per_key: bool) -> int:
     """Leave an entry out, before the cursor may pass it; with it, in a queue ordered by key, the later ones of its key:
     of this job, and of those of its plan that nobody sends yet."""
     tx.execute(
         update(entry)
-        .where(entry.c.id == item.entry, entry.c.job == job_id, entry.c.state == "planned")
+        .where(entry.c.id == item.entry, entry.c.job == skipping.id, entry.c.state == "planned")
         .values(state="open", job=None, reason=reason)
     )
     if not per_key or item.key_hash is None:
         return 1
-    of_plan = select(job.c.plan).where(job.c.id == job_id).scalar_subquery()
-    to_come = select(job.c.id).where(job.c.plan == of_plan, job.c.state == "approved")
+    to_come = select(job.c.id).where(job.c.plan == skipping.plan, job.c.state == "approved")
     later = tx.execute(
         update(entry)
         .where(
-            or_(entry.c.job == job_id, entry.c.job.in_(to_come)),
+            or_(entry.c.job == skipping.id, entry.c.job.in_(to_come)),
             entry.c.state == "planned",
             entry.c.key_hash == item.key_hash,
             entry.c.id > item.entry,
         )
-        .values(state="open", job=None, reason="earlier_entry_of_key")
+        .values(state="open", job=None, reason=skipping.rest("earlier_entry_of_key"))
     )
     return 1 + int(later.rowcount)
 

@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from dlq.errors import ConfigError, Refused
 from dlq_runbook.connections import connection
 from dlq_runbook.drains import conf, configuration, is_dry, look, rehearse, run_key
+from dlq_runbook.forms import one_line
 from dlq_runbook.links import ReportLink
 from dlq_runbook.operators.base import DlqOperator
 
@@ -75,10 +76,12 @@ class CloseDrain(DlqOperator):
         verdict = close_drain(drain, states.get(run.run_id, {}))
         context["ti"].xcom_push(key="verdict", value=verdict)
         for left in verdict["open"]:
-            self.log.info("Open: %(count)s of %(group)s, %(reason)s; %(owner)s has work %(work)s", left)
+            what, why = one_line(left["group"]), left["reason"].replace("_", " ")
+            self.log.info(
+                "Open: %s of %s, %s: work %s of %s", left["count"], what, why, left["work"], left["owner"]
+            )
         if verdict["verdict"] == "red":
             raise AirflowFailException("Verdict red: " + "; ".join(verdict["reasons"]))
-        self.log.info("Verdict green; the incident is %s", verdict["incident"])
         return verdict
 
 

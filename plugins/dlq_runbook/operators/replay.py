@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dlq_runbook.forms import one_line
 from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
@@ -16,13 +17,8 @@ class _Replaying(DlqOperator):
     def say_plan(self, result: dict[str, Any]) -> None:
         """Of a dry run: what would be sent."""
         for one in result.get("would", []):
-            self.log.info(
-                "Would replay %s of %r in %r to %s",
-                one["entries"],
-                one["error_type"],
-                one["component"],
-                one["target"],
-            )
+            what = one_line(f"{one['error_type']} in {one['component']}")
+            self.log.info("Would replay %s of %s to %s", one["entries"], what, one["target"])
 
 
 class ReplayCanary(_Replaying):

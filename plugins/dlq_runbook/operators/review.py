@@ -42,7 +42,7 @@ class ProposeReview(DlqOperator):
     def stage(self, drain: Drain, context: Context) -> list[dict[str, Any]]:
         from dlq.review import proposals
 
-        found = proposals(drain.ledger, drain.queue)
+        found = proposals(drain, drain.queue)
         if not found:
             self.log.info("Nothing of queue %s waits for a person", drain.queue)
             raise AirflowSkipException("Nothing waits for a person")
@@ -76,11 +76,7 @@ class DecideReview(HITLOperator):
                 "To repair an entry, write a draft with `dlq edit`, then start this review anew",
                 "What changes until you answer is refused, and stays open",
             ),
-            "\n".join(
-                f"{each['subject']}: {each['count']} x {each['error_type']} in {each['component']}; "
-                f"{each['reason'].replace('_', ' ')}; {each['owner']}"
-                for each in proposed
-            ),
+            "\n".join(f"{each['subject']}: {each['summary']}" for each in proposed),
         )
         self.params = ParamsDict({_field(each): _choices(each) for each in proposed})
         return super().execute(context)
@@ -131,5 +127,5 @@ def _choices(proposed: dict[str, Any]) -> Param:
         type="string",
         enum=[label(choice, proposed["hash"]) for choice in proposed["choices"]],
         title=proposed["subject"],
-        description=f"{proposed['count']:,} entries: see above.",
+        description=f"Entries: {proposed['count']:,}. What they are is said above.",
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.branch import BranchMixIn
 
+from dlq_runbook.forms import one_line
 from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
@@ -85,4 +86,4 @@ def table(sample: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else "".join(c if c.isprintable() else " " for c in str(value))
+    return "-" if value is None else one_line(value)
