@@ -167,7 +167,9 @@ class Owners(_Model):
 
 
 class QuotaPolicy(_Model):
-    """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, ``headroom`` over the peak need."""
+    """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, ``headroom`` over the
+    peak need.
+    """
 
     ceilings: dict[str, float] = Field(default_factory=dict)
     headroom: float = Field(default=1.25, ge=1)

@@ -68,7 +68,9 @@ witnessed = Table("witnessed", _witnesses, Column("job", Text, primary_key=True)
 
 @dataclass(frozen=True)
 class Proof:
-    """What the witnesses say: broken laws with what and how many, counts by law, and the accounts they were held against."""
+    """What the witnesses say: broken laws with what and how many, counts by law, and the accounts they were
+    held against.
+    """
 
     broken: list[dict[str, Any]]
     laws: Counter[str]
@@ -182,7 +184,9 @@ def _archive(drain: Drain, tx: Connection, broken: list[dict[str, Any]]) -> str:
 
 
 def _target(drain: Drain, tx: Connection) -> str:
-    """Each job of this drain, and each whose entries it settled, read from where the target ended when the job began."""
+    """Each job of this drain, and each whose entries it settled, read from where the target ended when the job
+    began.
+    """
     settled = (
         select(entry.c.job).where(entry.c.settled_drain == drain.id, entry.c.job.is_not(None)).distinct()
     )

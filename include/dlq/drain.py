@@ -81,7 +81,8 @@ class Drain:
         if found is None:
             ledger.close()
             raise Refused(
-                f"the ledger knows no drain {identity}: open_drain did not run, or the queue's file names another ledger"
+                f"the ledger knows no drain {identity}: open_drain did not run, or the queue's file names "
+                "another ledger"
             )
         return cls(
             identity,
@@ -233,13 +234,15 @@ def open_drain(
     newest = archive.newest_epoch()
     if newest is not None and newest[1] != ledger.id:
         raise Refused(
-            f"archive {archive.root} was last used by ledger {newest[1]}, this is {ledger.id}: the ledger is new, or a second one. "
+            f"archive {archive.root} was last used by ledger {newest[1]}, this is {ledger.id}: the ledger is "
+            "new, or a second one. "
             "Point the queue's file at the right ledger; if that one is lost, run `dlq ledger rebuild`"
         )
     known = _epoch(ledger, config.name)
     if newest is not None and newest[0] > known:
         raise Refused(
-            f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from an older backup. "
+            f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from "
+            "an older backup. "
             "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
         )
     epoch = lease.acquire(

@@ -49,7 +49,8 @@ class Expectations:
             ) from None
         if self._process.returncode != 0:
             raise DlqError(
-                f"Great Expectations failed: {err.strip().splitlines()[-1] if err.strip() else 'no message'}; is great-expectations installed?"
+                f"Great Expectations failed: {err.strip().splitlines()[-1] if err.strip() else 'no message'}; "
+                "is great-expectations installed?"
             )
         found: list[dict[str, Any]] = json.loads(out)
         return found

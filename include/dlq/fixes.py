@@ -1,4 +1,6 @@
-"""Fix permanent failures: propose a quota from the evidence, apply what was approved, try it on a canary, roll it back if that fails."""
+"""Fix permanent failures: propose a quota from the evidence, apply what was approved, try it on a canary, roll
+it back if that fails.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ def propose_fix(drain: Drain) -> dict[str, Any]:
         quota = quotas.get(plugin)
         if quota is None or quota.peak_need <= quota.limit:
             left.append(
-                f"{plugin or '(component not named)'}: {'no such quota' if quota is None else 'its quota was never exceeded'}"
+                f"{plugin or '(component not named)'}: "
+                f"{'no such quota' if quota is None else 'its quota was never exceeded'}"
             )
             continue
         bound = min(quota.ceiling, policy.ceilings.get(plugin, quota.ceiling))
@@ -92,7 +95,8 @@ def propose_fix(drain: Drain) -> dict[str, Any]:
 def _proposal(drain: Drain, fixes: list[dict[str, Any]], left: str) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps([drain.id, fixes], sort_keys=True).encode()).hexdigest()
     lines = [
-        f"raise {f['plugin']}.{f['resource']} from {f['current']} to {f['proposed']} (needed {f['peak_need']}, ceiling {f['ceiling']}): frees {f['entries']} entries"
+        f"raise {f['plugin']}.{f['resource']} from {f['current']} to {f['proposed']} (needed {f['peak_need']}, "
+        f"ceiling {f['ceiling']}): frees {f['entries']} entries"
         for f in fixes
     ]
     said = "; ".join(lines) or "nothing can be proposed"
@@ -116,7 +120,8 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     proposal = drain.noted("propose_fix") or {}
     if proposal.get("hash") != digest:
         raise Refused(
-            f"the proposal changed since it was approved ({digest[:12]}): clear propose_fix with its downstream and look again"
+            f"the proposal changed since it was approved ({digest[:12]}): clear propose_fix with its "
+            "downstream and look again"
         )
     orchestrator = drain.orchestrator
     if not proposal["fixes"] or orchestrator is None or drain.dry_run:

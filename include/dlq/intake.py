@@ -80,7 +80,7 @@ class Intake:
 
         :raises Fenced: when another process takes this queue.
         """
-        drain, done = self._drain, Taken()
+        done = Taken()
         began = time.monotonic()
         row, reading, rounds = self._open()
         try:
@@ -159,7 +159,9 @@ class Intake:
     def _commit(
         self, reading: Pass, source: int, rounds: dict[int, int], prepared: _Prepared, done: Taken
     ) -> None:
-        """Segment, then rows and position in one transaction, then the queue: a crash between any two repeats safely."""
+        """Segment, then rows and position in one transaction, then the queue: a crash between any two repeats
+        safely.
+        """
         drain, batch = self._drain, prepared.batch
         custody.group_ids(drain.ledger, drain.queue, drain.epoch, prepared.groups, self._known)
         written = None
@@ -197,7 +199,9 @@ class Intake:
         done.vanished_max += sum(r.vanished for r in batch.ranges)
 
     def _returns(self, tx: Connection, prepared: _Prepared) -> dict[int, custody.Sent]:
-        """Which records are replays of ours that failed again: by our headers, else by the place they say they failed at."""
+        """Which records are replays of ours that failed again: by our headers, else by the place they say they
+        failed at.
+        """
         claims = _claims(prepared.batch.records)
         sent = custody.sent_by_ordinal(tx, set(claims.values())) if claims else {}
         returns = {number: sent[claim] for number, claim in claims.items() if claim in sent}
@@ -285,7 +289,9 @@ class Intake:
 
 
 def _claims(records: Sequence[Record]) -> dict[int, tuple[str, int]]:
-    """Which records say they are a replay of ours that failed again: row number → (job, ordinal). Untrusted: the ledger decides."""
+    """Which records say they are a replay of ours that failed again: row number → (job, ordinal). Untrusted:
+    the ledger decides.
+    """
     claims: dict[int, tuple[str, int]] = {}
     for number, record in enumerate(records):
         job = ordinal = None

@@ -34,7 +34,8 @@ class CursorLost(TargetError):
 
 
 class JobRun:
-    """This process as the writer of one job. Enter it, ``send`` up to an ordinal, again and again; it goes on after a crash.
+    """This process as the writer of one job. Enter it, ``send`` up to an ordinal, again and again; it goes on
+    after a crash.
 
     :param records: the most records a transaction carries.
     """
@@ -77,7 +78,8 @@ class JobRun:
         self._writers.close()
         about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
         self._writer: Writer = self._writers.enter_context(self._target.writer(job.id, job.target, about))
-        # Once more, now that an older writer can't commit: the try that slept between the claim and the init above would
+        # Once more, now that an older writer can't commit: the try that slept between the claim and the init
+        # above would
         # be the writer the target believes in, while its successor sends the same entries in another job.
         ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=False)
         with drain.ledger.read() as tx:
@@ -207,7 +209,9 @@ class JobRun:
         self.cursor = until
 
     def _isolate(self, chunk: Sequence[Item], outputs: Sequence[Output], fault: Unproducible) -> None:
-        """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor may pass it."""
+        """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor
+        may pass it.
+        """
         if len(chunk) == 1:
             self._skip(chunk[0], fault.reason)
             return

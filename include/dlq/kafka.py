@@ -39,7 +39,11 @@ _OURS = {
     "transaction.timeout.ms",
 }
 _OURS -= {"compression.type"}
-_COORDINATOR = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+_COORDINATOR = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 
 
 def transport(connection: Connection) -> dict[str, Any]:
@@ -50,11 +54,13 @@ def transport(connection: Connection) -> dict[str, Any]:
     extra = dict(connection.extra)
     for key in sorted(_OURS & extra.keys()):
         raise ConfigError(
-            f"Connection {connection.id}: remove {key!r} from its extra; the drain sets it, another value could lose or double entries"
+            f"Connection {connection.id}: remove {key!r} from its extra; the drain sets it, another value "
+            "could lose or double entries"
         )
     if not extra.get("bootstrap.servers"):
         raise ConfigError(
-            f'Connection {connection.id}: its extra needs "bootstrap.servers", for example {{"bootstrap.servers": "broker:9092"}}'
+            f'Connection {connection.id}: its extra needs "bootstrap.servers", for example '
+            f'{{"bootstrap.servers": "broker:9092"}}'
         )
     return extra
 
@@ -139,7 +145,8 @@ def committed(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[
             found = client.committed([TopicPartition(name, p) for p in parts], timeout=TIMEOUT_S)
             break
         except KafkaException as error:
-            # the client does not ask again by itself when a coordinator moved or is loading, as in a cluster's first second
+            # the client does not ask again by itself when a coordinator moved or is loading, as in a cluster's
+            # first second
             if error.args[0].code() in _COORDINATOR and time.monotonic() < until:
                 time.sleep(0.1)
                 continue

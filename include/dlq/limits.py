@@ -1,4 +1,6 @@
-"""The guard against data loss: past a number of entries nothing is replayed before the archive was read back in full."""
+"""The guard against data loss: past a number of entries nothing is replayed before the archive was read back
+in full.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ def invoke_dr_plan(drain: Drain) -> dict[str, Any]:
         for row_no, sha in expected:
             if row_no >= len(rows) or rows.payload_sha(row_no) != sha:
                 raise ArchiveError(
-                    f"archive: segment {one.uri}, row {row_no} is not what the ledger says; restore the archive from a backup before any replay"
+                    f"archive: segment {one.uri}, row {row_no} is not what the ledger says; restore the "
+                    "archive from a backup before any replay"
                 )
         verified += len(expected)
     said = f"backup verified: {verified} entries in {len(segments)} segments read back, every sum right"

@@ -1,4 +1,6 @@
-"""What a job sends: its plan's lines with the archived bytes, sums checked, headers of earlier hops replaced by ours."""
+"""What a job sends: its plan's lines with the archived bytes, sums checked, headers of earlier hops replaced
+by ours.
+"""
 
 from __future__ import annotations
 

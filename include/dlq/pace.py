@@ -18,7 +18,8 @@ class Pacer:
     """Sizes of the steps between two gates.
 
     A canary goes 1, 5, 20 and stops at the first gate it misses. Other jobs begin at ``batch`` and double while success
-    stays at ``gate``; below it the next step is half as long, and the second such step in a row, or a burst, stops the job.
+    stays at ``gate``; below it the next step is half as long, and the second such step in a row, or a burst,
+    stops the job.
     """
 
     batch: int

@@ -35,7 +35,9 @@ _UNSENT = ("open", "planned", "sending", "ambiguous")
 
 
 def sendable(drain: Drain) -> ColumnElement[bool]:
-    """Open entries that may be sent at all: allowed somewhere, no twin before them, not failed too often, not on hold."""
+    """Open entries that may be sent at all: allowed somewhere, no twin before them, not failed too often, not
+    on hold.
+    """
     return and_(
         entry.c.queue == drain.queue,
         entry.c.state == "open",
@@ -93,7 +95,8 @@ def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
 def make(
     drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, canary: bool = True
 ) -> list[ledger.Job]:
-    """Plan the entries of ``condition``, canary first, approved by ``who``; returns its jobs, none where there is no entry.
+    """Plan the entries of ``condition``, canary first, approved by ``who``; returns its jobs, none where there
+    is no entry.
 
     :raises ledger.PlanStale: when an entry changed between plan and lock.
     """
@@ -155,7 +158,9 @@ def _cuts(drain: Drain, condition: ColumnElement[bool], *, canary: bool) -> Iter
 
 
 def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
-    """The first entries of each group in turn, as many as a canary sends; in a queue ordered by key only heads of keys."""
+    """The first entries of each group in turn, as many as a canary sends; in a queue ordered by key only heads
+    of keys.
+    """
     most = sum(CANARY)
     if drain.config.target.ordering == "per_key":
         earlier = entry.alias("before")

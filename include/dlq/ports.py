@@ -41,7 +41,9 @@ class Range(msgspec.Struct, gc=False):
 
 
 class Batch(msgspec.Struct):
-    """What one read gave: records in order, the ranges they cover (none where the queue has no log), the queue's receipts."""
+    """What one read gave: records in order, the ranges they cover (none where the queue has no log), the
+    queue's receipts.
+    """
 
     records: list[Record]
     ranges: list[Range]
@@ -59,7 +61,9 @@ class Depth:
 
 @dataclass(frozen=True)
 class Echo:
-    """What a queue remembers of a drain: the position it was told, and the ledger (None: not said) and epoch that told it."""
+    """What a queue remembers of a drain: the position it was told, and the ledger (None: not said) and epoch
+    that told it.
+    """
 
     position: int
     ledger: str | None
@@ -110,13 +114,16 @@ class Source(Protocol):
         """By partition, what the queue remembers of us; nothing where it remembers nothing."""
 
     def remember(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> None:
-        """Tell the queue positions and whose they are, whatever it remembers: for a ledger rebuilt, a source adopted anew.
+        """Tell the queue positions and whose they are, whatever it remembers: for a ledger rebuilt, a source
+        adopted anew.
 
         :raises dlq.errors.SourceError: when it can't be told.
         """
 
     def first(self) -> dict[int, tuple[int, int]]:
-        """Where a first intake begins in each partition by the queue file's ``source.start``, and where the partition ends now."""
+        """Where a first intake begins in each partition by the queue file's ``source.start``, and where the
+        partition ends now.
+        """
 
     def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> Pass:
         """Begin to read; a partition without a position (added since) begins at its log start."""
@@ -206,7 +213,9 @@ class Target(Protocol):
         """Iterate over ``(job, ordinal, part, pos)`` of our records from ``start`` to now, read committed."""
 
     def progress(self, topic: str) -> dict[int, int] | None:
-        """The consuming group's position by partition, or None where nobody consumes the target or no group is configured."""
+        """The consuming group's position by partition, or None where nobody consumes the target or no group is
+        configured.
+        """
 
     def grown(self, seconds: float) -> int:
         """How many records the targets grew by in the last ``seconds``, replays of ours included."""

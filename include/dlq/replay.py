@@ -51,7 +51,8 @@ class Ran:
         success = (
             f"{self.tally.success:.1%} success" if self.tally.success is not None else "no outcome known"
         )
-        said = f"job {self.job}: {self.sent} sent, {self.tally.confirmed} confirmed, {self.tally.returned} returned, {self.tally.awaited} unconfirmed ({success})"
+        known = f"{self.tally.confirmed} confirmed, {self.tally.returned} returned, {self.tally.awaited} unconfirmed"
+        said = f"job {self.job}: {self.sent} sent, {known} ({success})"
         if self.skipped:
             said += f", {self.skipped} left out"
         return said if self.ended == "done" else f"{said}; stopped: {self.ended.replace('_', ' ')}"
@@ -139,7 +140,8 @@ def replay_canary(
     size = sum(j.size for j in jobs)
     drain.note(
         stage,
-        f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to {', '.join(sorted({j.target for j in jobs}))}",
+        f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to "
+        f"{', '.join(sorted({j.target for j in jobs}))}",
         plan=jobs[0].plan,
         entries=size,
     )
@@ -276,7 +278,8 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
     }
     drain.note(
         stage,
-        f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding {outstanding}; {why}",
+        f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding "
+        f"{outstanding}; {why}",
         **data,
     )
     return data

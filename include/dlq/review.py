@@ -118,7 +118,9 @@ def open_review(drain: Drain) -> dict[str, Any]:
 
 
 def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
-    """What waits for a person's word: each piece of work and each draft, with the hash of exactly the entries it means."""
+    """What waits for a person's word: each piece of work and each draft, with the hash of exactly the entries
+    it means.
+    """
     with look.ledger.read() as tx:
         found = [
             {
@@ -130,7 +132,8 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
                 "owner": w["owner"],
                 "hash": _work_hash(tx, w["id"]),
                 "choices": ["leave", "replay", "discard"],
-                "summary": f"{w['count']} x {w['error_type']} in {w['component']}: {w['reason'].replace('_', ' ')}; owner {w['owner']}",
+                "summary": f"{w['count']} x {w['error_type']} in {w['component']}: "
+                f"{w['reason'].replace('_', ' ')}; owner {w['owner']}",
             }
             for w in open_work(tx, queue)
         ]
@@ -166,7 +169,8 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
             "owner": d["owner"],
             "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]),
             "choices": ["leave", "replay"],
-            "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by {d['who']}, sum {d['payload_sha'][:12]}",
+            "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by "
+            f"{d['who']}, sum {d['payload_sha'][:12]}",
         }
         for d in newest.values()
     )

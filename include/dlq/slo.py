@@ -11,7 +11,9 @@ from dlq.orchestrator import OrchestratorError
 
 @dataclass(frozen=True)
 class Standing:
-    """How the queue stands; ``ratio`` is None where the number of workflows isn't known, and nothing branches on it then."""
+    """How the queue stands; ``ratio`` is None where the number of workflows isn't known, and nothing branches
+    on it then.
+    """
 
     depth: int
     unsettled: int
@@ -35,7 +37,9 @@ class Standing:
 
 
 def workflows(drain: Drain) -> int | None:
-    """Workflows in ``slo.window``: the orchestrator's count, else what the targets' topics grew by, else ``slo.workflows``."""
+    """Workflows in ``slo.window``: the orchestrator's count, else what the targets' topics grew by, else
+    ``slo.workflows``.
+    """
     orchestrator = drain.orchestrator
     if orchestrator is not None:
         try:

@@ -29,9 +29,6 @@ def status(config: QueueConfig, connections: Connections) -> dict[str, Any]:
         depth = workflows = None
         try:
             depth = look.depth()
-        except DlqError as error:
-            findings.append(str(error))
-        try:
             workflows = slo.workflows(look)
         except DlqError as error:
             findings.append(str(error))

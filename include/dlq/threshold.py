@@ -10,6 +10,7 @@ from sqlalchemy import select
 from dlq import clock, slo
 from dlq.config import QueueConfig
 from dlq.drain import Drain
+from dlq.errors import DlqError
 from dlq.ledger import Ledger
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import incident
@@ -64,7 +65,7 @@ def escalate(drain: Drain) -> dict[str, Any]:
     """Call the engineering lead. Never raises: a failed call is written down, in red."""
     try:
         now = str(slo.standing(drain))
-    except Exception as error:
+    except DlqError as error:
         now = f"the queue can't be looked at: {error}"
     delivered, how = notify(
         drain,

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from dlq import plan as planning
 from dlq.drain import Drain
-from dlq.errors import ArchiveError
+from dlq.errors import ArchiveError, DlqError
 from dlq.ledger import duplicates
 from dlq.ledger.schema import entry, grp, segment
 from dlq.redact import redact
@@ -174,7 +174,8 @@ def inspect_sample(drain: Drain) -> dict[str, Any]:
         }
         for r in rows
     ]
-    said = f"{len(sample)} entries looked at, from {len({(s['error_type'], s['component']) for s in sample})} kinds of failure"
+    kinds = len({(s["error_type"], s["component"]) for s in sample})
+    said = f"{len(sample)} entries looked at, from {kinds} kinds of failure"
     drain.note("inspect_sample", said, entries=len(sample))
     return {"sample": sample, "said": said}
 
@@ -214,7 +215,9 @@ def categorize(drain: Drain) -> dict[str, Any]:
 
 
 def find_root_cause(drain: Drain) -> dict[str, Any]:
-    """Suspects by over-representation: what fails more than its share, by what entries and the orchestrator tell. Never raises."""
+    """Suspects by over-representation: what fails more than its share, by what entries and the orchestrator
+    tell. Never raises.
+    """
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(grp.c.component, grp.c.error_type, func.count())
@@ -250,7 +253,7 @@ def _success_rate(drain: Drain) -> str:
     try:
         rate = drain.orchestrator.success_rate(round(drain.config.slo.window))
         return f"Workflow success {rate.succeeded} of {rate.total} in the window"
-    except Exception as error:  # the root cause is a hint: its sources may be down with everything else
+    except DlqError as error:  # the root cause is a hint: its sources may be down with everything else
         return f"The orchestrator's error rates are not known: {error}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 from sqlalchemy import func, select
 
@@ -72,9 +73,13 @@ class DrainView:
             TextColumn("entries"),
             BarColumn(24),
             MofNCompleteColumn(),
-            TextColumn("{task.description}", style="dim"),
+            TextColumn(
+                "{task.description}",
+                style="dim",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Progress(*columns, console=self._console, transient=True, expand=True) as progress:
             bar = progress.add_task("", total=self._depth)
             while True:
                 state = self._airflow.api.run(self._dag_id, self._run_id)["state"]

@@ -34,8 +34,9 @@ def stream(
     :raises ServiceError: when the orchestrator stands still.
     """
     bootstrap = around.broker.bootstrap
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5})
-    watch = Consumer({"bootstrap.servers": bootstrap, "group.id": around.group, "enable.auto.commit": False})
+    quiet = {"bootstrap.servers": bootstrap, "log_level": 0}  # errors are raised; the terminal is not its log
+    producer = Producer({**quiet, "enable.idempotence": True, "linger.ms": 5})
+    watch = Consumer({**quiet, "group.id": around.group, "enable.auto.commit": False})
     try:
         sent = 0
         while (dead := sum(_ends(watch, around.dlq).values())) < until:

@@ -133,7 +133,7 @@ def test_a_job_that_wakes_while_its_successor_opens_it_sends_nothing(
     rig.begin()
     consumer = rig.consumer()
     rig.letters(200)
-    rig.worker("open:r1", "take", "categorize", "canary", "batches", die="committed:5").expect_killed()
+    rig.worker("open:r1", "take", "categorize", "canary", "batches", die="committed:7").expect_killed()
     sleeper = rig.worker("attach:r1", "canary", "batches", stop=["claimed:1", "uncommitted:1"])
     sleeper.wait_stopped()
     read, met = KafkaWriter.cursor, False

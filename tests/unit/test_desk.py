@@ -14,7 +14,7 @@ from tests.memory_rig import MemoryRig
 from dlq import drafts, first_intake, hold, restore
 from dlq.archive import Rows
 from dlq.entry import payload_sha
-from dlq.errors import ArchiveError, ConfigError, Fenced, QueueBusy, Refused
+from dlq.errors import ArchiveError, ConfigError, Fenced, QueueBusy, Refused, SourceError
 from dlq.explain import history
 from dlq.export import imported
 from dlq.ledger.doubts import resolve
@@ -341,6 +341,21 @@ def test_a_status_says_what_waits_for_what(queue: MemoryRig) -> None:
     found = status(queue.config, Connection)
     assert found["holder"] is None
     assert found["last_drain"]["id"] == drain.id
+
+
+def test_a_status_of_a_queue_that_can_not_be_reached_says_what_the_ledger_knows(
+    queue: MemoryRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object) -> Any:
+        raise SourceError("Kafka can't be reached")
+
+    queue.put(2)
+    queue.taken()
+    monkeypatch.setattr("dlq.sources.memory.MemoryDlq.depth", down)
+    found = status(queue.config, Connection)
+    assert (found["depth"], found["outstanding"], found["ratio"]) == (None, None, None)
+    assert found["unsettled"] == 2
+    assert found["findings"] == ["Kafka can't be reached"]
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ def source_id(tx: Connection, queue: str, uri: str) -> int:
     ).scalar()
     if other is not None:
         raise Refused(
-            f"queue {queue} was {other} and is {uri} now: the topic was recreated, or the file names another. Its positions mean nothing "
-            f"here. If that is right, run `dlq ledger adopt-source {queue}`: it starts anew by source.start, entries in custody stay"
+            f"queue {queue} was {other} and is {uri} now: the topic was recreated, or the file names another. "
+            "Its positions mean nothing "
+            f"here. If that is right, run `dlq ledger adopt-source {queue}`: it starts anew by source.start, "
+            "entries in custody stay"
         )
     if found is not None:
         return adopt(tx, queue, uri)
@@ -244,7 +246,9 @@ def add_segment(tx: Connection, queue: str, written: Segment, kind: str) -> int:
 
 
 def add_entries(tx: Connection, rows: Sequence[Sequence[Any]]) -> int:
-    """Insert entries by :data:`ENTRY_COLUMNS`; a place that has a row already is passed over. Returns how many were new."""
+    """Insert entries by :data:`ENTRY_COLUMNS`; a place that has a row already is passed over. Returns how many
+    were new.
+    """
     return insert_rows(tx, entry, ENTRY_COLUMNS, rows, skip_on=("source", "part", "place"))
 
 
@@ -329,7 +333,7 @@ def sent_spans(tx: Connection) -> dict[int, tuple[int, int]]:
             tx.execute(select(end(delivery.c.pos)).where(delivery.c.part == part)).scalar()
             for end in (func.min, func.max)
         )
-        if low is not None:
+        if low is not None and high is not None:
             spans[part] = (int(low), int(high))
 
 

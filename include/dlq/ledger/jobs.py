@@ -91,7 +91,8 @@ class Cut(msgspec.Struct, frozen=True):
 def propose(
     ledger: Ledger, queue: str, epoch: int, drain: str, stage: str, cuts: Iterable[Cut], *, expires_s: float
 ) -> str | None:
-    """Freeze a plan of jobs; its entries stay as they are until :func:`approve`. Returns its id, None where it has no entry.
+    """Freeze a plan of jobs; its entries stay as they are until :func:`approve`. Returns its id, None where it
+    has no entry.
 
     ``cuts`` give rows of (entry id, source uri, part, place, segment, row_no, payload_sha), already in sending order.
     """
@@ -173,7 +174,8 @@ def approve(ledger: Ledger, queue: str, epoch: int, plan_id: str, plan_hash: str
         found = tx.execute(select(plan).where(plan.c.id == plan_id)).mappings().one()
         if found["hash"] != plan_hash or found["withdrawn_at"]:
             raise PlanStale(
-                f"plan {plan_id} is not the one that was approved (hash {found['hash'][:12]}, approved {plan_hash[:12]}); look at it again"
+                f"plan {plan_id} is not the one that was approved (hash {found['hash'][:12]}, approved "
+                f"{plan_hash[:12]}); look at it again"
             )
         if found["expires_at"] < clock.now():
             raise PlanStale(

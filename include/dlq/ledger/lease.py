@@ -41,7 +41,8 @@ def acquire(
             free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
             if clock.iso(free_at) > clock.now():
                 raise QueueBusy(
-                    f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at its run: it may be live"
+                    f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at "
+                    "its run: it may be live"
                 )
         epoch = max(int(found["epoch"]), floor) + 1
         tx.execute(
@@ -142,5 +143,6 @@ def held(ledger: Ledger, name: str, holder: str, epoch: int) -> None:
         found = tx.execute(select(queue.c.epoch, queue.c.holder).where(queue.c.name == name)).first()
     if found is None or int(found.epoch) != epoch:
         raise Fenced(
-            f"queue {name} was taken by {(found and found.holder) or 'another'} since {holder} held it: clear open_drain with its downstream to begin again"
+            f"queue {name} was taken by {(found and found.holder) or 'another'} since {holder} held it: clear "
+            "open_drain with its downstream to begin again"
         )

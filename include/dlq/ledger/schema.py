@@ -353,7 +353,8 @@ _GUARDS = (
         "entry_state",
         "UPDATE OF state",
         "entry",
-        "OLD.state <> NEW.state AND NOT EXISTS (SELECT 1 FROM allowed WHERE from_state = OLD.state AND to_state = NEW.state)",
+        "OLD.state <> NEW.state AND NOT EXISTS (SELECT 1 FROM allowed WHERE from_state = OLD.state AND "
+        "to_state = NEW.state)",
         "transition not allowed",
     ),
     ("entry_keep", "DELETE", "entry", "OLD.settled_drain IS NULL", "an unsettled entry is never deleted"),
@@ -393,14 +394,16 @@ def triggers(dialect: str) -> list[str]:
         if dialect == "sqlite":
             condition = condition.replace("TRUE", "1")
             statements.append(
-                f"CREATE TRIGGER {name} BEFORE {when} ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{message}'); END"
+                f"CREATE TRIGGER {name} BEFORE {when} ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, "
+                f"'{message}'); END"
             )
             continue
         # Postgres allows no subquery in a trigger's WHEN: the condition is tested in the function.
         outcome = "OLD" if when == "DELETE" else "NEW"
         statements.append(
             f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN "
-            f"RAISE EXCEPTION '{message}' USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {outcome}; END $$"
+            f"RAISE EXCEPTION '{message}' USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN "
+            f"{outcome}; END $$"
         )
         statements.append(
             f"CREATE TRIGGER {name} BEFORE {when} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()"

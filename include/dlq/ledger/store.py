@@ -57,7 +57,8 @@ class Ledger:
                     mode = connection.execute(text("SHOW synchronous_commit")).scalar_one()
                     if mode == "off":
                         raise ConfigError(
-                            f"ledger {_shown(url)}: synchronous_commit is off, a crash could forget what was sent; turn it on"
+                            f"ledger {_shown(url)}: synchronous_commit is off, a crash could forget what was "
+                            "sent; turn it on"
                         )
         except OperationalError as error:
             raise LedgerError(

@@ -51,7 +51,8 @@ class KafkaDlq:
             if part in marks and position > marks[part][1]:
                 raise Refused(
                     f"{self._topic}/{part} ends at {marks[part][1]}, before our position {position}: it was truncated. "
-                    f"Find out what was lost, then `dlq ledger adopt-source {self._queue}` starts it anew by source.start"
+                    f"Find out what was lost, then `dlq ledger adopt-source {self._queue}` starts it anew by "
+                    "source.start"
                 )
         findings = []
         echoes = self.echoes()
@@ -59,21 +60,25 @@ class KafkaDlq:
             offset = echo.position
             if echo.ledger not in (None, ledger_id):
                 raise Refused(
-                    f"{self._topic}/{part}: group {self._group} was committed by another ledger ({echo.ledger}). Two ledgers on one "
+                    f"{self._topic}/{part}: group {self._group} was committed by another ledger "
+                    f"({echo.ledger}). Two ledgers on one "
                     f"queue would replay twice: use that one, or run `dlq ledger rebuild {self._queue}` on this one"
                 )
             if echo.epoch > epoch or offset > positions.get(part, -1):
                 raise Refused(
-                    f"{self._topic}/{part}: group {self._group} stands at {offset}, the ledger at {positions.get(part, 'nothing')}: the ledger "
+                    f"{self._topic}/{part}: group {self._group} stands at {offset}, the ledger at "
+                    f"{positions.get(part, 'nothing')}: the ledger "
                     f"is older than the world (restored or lost). Run `dlq ledger rebuild {self._queue}`"
                 )
             if offset < positions.get(part, offset):
                 findings.append(
-                    f"{self._topic}/{part}: the group's offset {offset} is behind the ledger's {positions[part]}; the ledger's holds"
+                    f"{self._topic}/{part}: the group's offset {offset} is behind the ledger's "
+                    f"{positions[part]}; the ledger's holds"
                 )
         if missing := positions.keys() - echoes.keys():
             findings.append(
-                f"{self._topic}: the group's offset is gone for {len(missing)} partition(s); the ledger's position holds"
+                f"{self._topic}: the group's offset is gone for {len(missing)} partition(s); the ledger's "
+                "position holds"
             )
         return findings
 
@@ -103,7 +108,8 @@ class KafkaDlq:
             raw.close()
         held = {part: ends[part][1] - marks[part][1] for part in marks if ends[part][1] > marks[part][1]}
         return [
-            f"{self._topic}/{part}: an open transaction holds at most {n} record(s) back; they are read once its producer ends it"
+            f"{self._topic}/{part}: an open transaction holds at most {n} record(s) back; they are read once "
+            "its producer ends it"
             for part, n in held.items()
         ]
 

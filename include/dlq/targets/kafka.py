@@ -31,7 +31,8 @@ _TRANSACTION_MS = 15_000
 _GROUPS = 100  # looked at, at most
 _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
 _FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
-# A transactional producer's fatal error is another writer's init. It must never open itself again: two would evict each other.
+# A transactional producer's fatal error is another writer's init. It must never open itself again: two would
+# evict each other.
 _NO_FAILURE = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _NEVER = {
     KafkaError.MSG_SIZE_TOO_LARGE: "too_large_for_the_target",
@@ -93,7 +94,8 @@ class KafkaReplay:
                 probe.cursor()
         except TargetError as error:
             problems.append(
-                f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups with prefix dlq-drain."
+                f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups "
+                "with prefix dlq-drain."
             )
         return problems
 
@@ -117,7 +119,8 @@ class KafkaReplay:
             readers = [group for group, topics in read.items() if name in topics]
             if len(readers) > 1:
                 found.append(
-                    f"topic {name!r} is read by {len(readers)} groups ({', '.join(readers[:5])}): a replay reaches all of them; "
+                    f"topic {name!r} is read by {len(readers)} groups ({', '.join(readers[:5])}): a replay "
+                    "reaches all of them; "
                     "a retry topic of the group that failed would reach one"
                 )
         return found
@@ -179,7 +182,9 @@ class KafkaReplay:
         return KafkaWriter(self._connection, self._config, job, topic, self._topic(topic), metadata)
 
     def delivered(self, topic: str, start: Mapping[int, int]) -> Iterator[list[tuple[str, int, int, int]]]:
-        """Batches of (job, ordinal, part, pos) of the records with our headers, read committed, from ``start`` to now."""
+        """Batches of (job, ordinal, part, pos) of the records with our headers, read committed, from ``start``
+        to now.
+        """
         client = kafka.consumer(self._connection, "dlq-drain.witness")
         try:
             marks = kafka.watermarks(client, topic, list(range(self._topic(topic).partitions)))
@@ -347,13 +352,16 @@ class KafkaWriter:
         return self._sent
 
     def _serve(self, seconds: float) -> None:
-        """Wait for delivery reports. The client raises its fatal error (another writer's init) out of any call that serves
+        """Wait for delivery reports. The client raises its fatal error (another writer's init) out of any call
+        that serves
         them, from inside a report as a SystemError; the transactional call that follows says what it is."""
         with suppress(KafkaException, SystemError):
             self._producer.flush(seconds)
 
     def _call(self, call: Any, *arguments: Any, deadline: float | None = None) -> None:
-        """A transactional call, again while the client says that it may be: a commit that timed out is committed again."""
+        """A transactional call, again while the client says that it may be: a commit that timed out is
+        committed again.
+        """
         until = deadline if deadline is not None else time.monotonic() + kafka.TIMEOUT_S
         while True:
             try:
@@ -375,7 +383,8 @@ class KafkaWriter:
                 if fault.txn_requires_abort():
                     self._abort()
                 raise TargetError(
-                    f"{self._topic}: {getattr(call, '__name__', 'transaction')}: {fault.str()}; the cursor says where to go on"
+                    f"{self._topic}: {getattr(call, '__name__', 'transaction')}: {fault.str()}; the cursor "
+                    "says where to go on"
                 ) from error
 
     def _abort(self) -> None:
