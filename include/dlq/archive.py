@@ -10,11 +10,14 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
@@ -128,7 +131,7 @@ class Archive:
         :raises ArchiveError: when it is missing or not a segment.
         """
         try:
-            return pq.read_table(pa.BufferReader((self.root / uri).read_bytes()), columns=columns)
+            return _table((self.root / uri).read_bytes(), columns)
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(
                 f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
@@ -149,7 +152,7 @@ class Archive:
             raise ArchiveError(
                 f"archive: segment {uri} has other bytes than were written; restore it from a backup of the archive"
             )
-        table = pq.read_table(pa.BufferReader(data))
+        table = _table(data)
         return table, _about(table)
 
     def about(self, uri: str) -> tuple[dict[str, Any], str, int]:
@@ -159,7 +162,7 @@ class Archive:
         """
         try:
             data = (self.root / uri).read_bytes()
-            table = pq.read_table(pa.BufferReader(data), columns=["place"])
+            table = _table(data, ["place"])
         except (OSError, pa.ArrowException) as error:
             raise ArchiveError(
                 f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
@@ -239,6 +242,11 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
+def _table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """A segment's table. (Not by ``read_table``, which imports pandas: a second and 60 MB.)"""
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns)
+
+
 def _about(table: pa.Table) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"dlq", b"{}"))
     return found
@@ -296,8 +304,7 @@ def _labels(values: list[str | None]) -> pa.Array:
     return pa.array(values, pa.string()).dictionary_encode()
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """An archived record's bytes, as a job sends them."""
 
     part: int
@@ -309,9 +316,20 @@ class Stored:
 
 
 class Rows:
-    """The stored records of one segment, by row number; cheap to take many of."""
+    """The stored records of a segment's table, by row number; cheap to take many of.
 
-    def __init__(self, table: pa.Table) -> None:
+    :param wanted: only these rows of it, numbered anew from 0.
+    :param keep: only headers whose name it accepts (default: all).
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        wanted: Sequence[int] | None = None,
+        keep: Callable[[str], bool] | None = None,
+    ) -> None:
+        if wanted is not None:
+            table = table.take(_indices(array("q", wanted)))
         self._part = table["part"].to_pylist()
         self._pos = table["pos"].to_pylist()
         self._key = table["key"].to_pylist()
@@ -320,9 +338,21 @@ class Rows:
         headers = table["headers"].combine_chunks()
         if isinstance(headers, pa.ChunkedArray):
             headers = headers.chunk(0)
-        self._offsets = headers.offsets.to_pylist()
-        flat = headers.values
-        self._headers = list(zip(flat.field(0).to_pylist(), flat.field(1).to_pylist(), strict=True))
+        names, values, offsets = (
+            headers.values.field(0).dictionary_encode(),
+            headers.values.field(1),
+            headers.offsets,
+        )
+        known = names.dictionary.to_pylist()  # few: the names of one producer's headers
+        which = names.indices
+        if keep is not None:
+            kept = np.array([keep(name) for name in known], dtype=bool)[which.to_numpy()]
+            where = _indices(np.flatnonzero(kept))
+            which, values = which.take(where), values.take(where)
+            self._offsets = np.concatenate(([0], np.cumsum(kept)))[offsets.to_numpy()].tolist()
+        else:
+            self._offsets = offsets.to_pylist()
+        self._headers = list(zip([known[n] for n in which.to_pylist()], values.to_pylist(), strict=True))
 
     def __getitem__(self, row: int) -> Stored:
         start, end = self._offsets[row], self._offsets[row + 1]
@@ -340,3 +370,8 @@ class Rows:
 
     def payload_sha(self, row: int) -> str:
         return payload_sha(self._key[row], self._value[row])
+
+
+def _indices(numbers: Any) -> pa.Array:
+    """Row numbers (64 bits each) for ``take``; ``pa.array`` would import pandas for it."""
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])

@@ -78,9 +78,8 @@ class JobRun:
         self._writers.close()
         about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
         self._writer: Writer = self._writers.enter_context(self._target.writer(job.id, job.target, about))
-        # Once more, now that an older writer can't commit: the try that slept between the claim and the init
-        # above would
-        # be the writer the target believes in, while its successor sends the same entries in another job.
+        # Once more, now that an older writer can't commit: a try that slept between the claim and the init above
+        # would be the writer the target believes in, while its successor sends the same entries in another job.
         ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=False)
         with drain.ledger.read() as tx:
             job = self.job = ledger.get(tx, job.id)

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select, update
 
 from dlq import plan as planning
+from dlq import rehearsal
 from dlq.drain import Drain
 from dlq.errors import Refused
 from dlq.intake import Intake
@@ -124,7 +125,7 @@ def replay_canary(
             "gate": None,
             "passed": True,
             "jobs": [],
-            "would": planning.summary(drain),
+            "would": [*planning.summary(drain), *rehearsal.plan(drain)],
         }
     drain.phase(stage)
     jobs = planning.unfinished(drain, stage) or planning.make(
@@ -227,7 +228,12 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
 
     stage = "drain_remaining"
     if drain.dry_run:
-        return {"rounds": 0, "taken": 0, "replayed": 0, "would": planning.summary(drain)}
+        return {
+            "rounds": 0,
+            "taken": 0,
+            "replayed": 0,
+            "would": [*planning.summary(drain), *rehearsal.plan(drain)],
+        }
     drain.phase(stage)
     deadline = time.monotonic() + deadline_s
     taken = rounds = 0
@@ -299,13 +305,15 @@ def _settle_late(drain: Drain, deadline: float) -> None:
 
 
 def finish_earlier(drain: Drain) -> None:
-    """Settle what earlier holders left: fence their writers, read the cursors, open the rest again."""
+    """Settle what earlier holders left: fence their writers, read the cursors, open the rest again.
+
+    An earlier life of this drain is one of them: opened again it decides anew, and would look for no job of then.
+    """
     with drain.ledger.read() as tx:
-        left = ledger.find(tx, job.c.queue == drain.queue, job.c.drain != drain.id, job.c.state != "closed")
+        left = ledger.find(tx, job.c.queue == drain.queue, job.c.state != "closed")
         proposed = tx.execute(
             select(plan.c.id).where(
                 plan.c.queue == drain.queue,
-                plan.c.drain != drain.id,
                 plan.c.decision.is_(None),
                 plan.c.withdrawn_at.is_(None),
                 plan.c.stage != "review",

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from dlq import plan as planning
+from dlq import rehearsal
 from dlq.drain import Drain
 from dlq.errors import ArchiveError, DlqError
 from dlq.ledger import duplicates
@@ -128,6 +129,10 @@ def _correlation_ids(tx: Connection, drain: Drain, group: int) -> list[str]:
 def inspect_sample(drain: Drain) -> dict[str, Any]:
     """The first entries of each group, oldest first, from custody, redacted: 10 to 50 in all."""
     most = drain.config.limits.sample
+    if drain.dry_run:
+        seen = rehearsal.shown(drain, most)
+        drain.note("inspect_sample", f"dry run: {len(seen)} entries looked at in the queue, none was taken")
+        return {"sample": seen, "said": f"{len(seen)} entries looked at in the queue"}
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:
         ranked = (
@@ -197,6 +202,8 @@ def _messages(drain: Drain, places: list[tuple[str, int]]) -> dict[tuple[str, in
 
 def categorize(drain: Drain) -> dict[str, Any]:
     """Group what is unsettled by fingerprint and component; say of each new entry why it stays open."""
+    if drain.dry_run:
+        return _rehearsed(drain)
     drain.phase("categorize")
     marks = assign(drain)
     with drain.ledger.read() as tx:
@@ -212,6 +219,17 @@ def categorize(drain: Drain) -> dict[str, Any]:
     extra = "".join(f"; {n} {name.replace('_', ' ')}" for name, n in marks.items() if n)
     drain.note("categorize", f"{total} group(s): {said}{extra}", by_category=dict(by_category), **marks)
     return {"groups": groups(drain), "by_category": dict(by_category), "said": f"{said}{extra}", **marks}
+
+
+def _rehearsed(drain: Drain) -> dict[str, Any]:
+    """The categories as a dry run sees them: what is in custody, and the oldest of what is in the queue."""
+    found = [*groups(drain), *rehearsal.groups(drain)]
+    by_category: Counter[str] = Counter()
+    for group in found:
+        by_category[group["category"]] += group["count"]
+    said = ", ".join(f"{n} {c}" for c, n in by_category.most_common()) or "nothing is unsettled"
+    drain.note("categorize", f"dry run: of custody and the {rehearsal.MOST} oldest of the queue: {said}")
+    return {"groups": found, "by_category": dict(by_category), "said": said}
 
 
 def find_root_cause(drain: Drain) -> dict[str, Any]:
@@ -259,6 +277,12 @@ def _success_rate(drain: Drain) -> str:
 
 def choose_remedies(drain: Drain) -> dict[str, Any]:
     """Which branches have work, from the reasons entries are open."""
+    if drain.dry_run:
+        branch = {"retry": "retry_transient", **dict.fromkeys(FIXES, "fix_permanent")}
+        would: Counter[str] = Counter()
+        for group in [*groups(drain), *rehearsal.groups(drain)]:
+            would[branch.get(group["remedy"], "manual_review")] += group["count"]
+        return _chosen(drain, would)
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(entry.c.reason, grp.c.remedy, func.count())
@@ -274,6 +298,10 @@ def choose_remedies(drain: Drain) -> dict[str, Any]:
             why["fix_permanent"] += count
         else:
             why["manual_review"] += count
+    return _chosen(drain, why)
+
+
+def _chosen(drain: Drain, why: Counter[str]) -> dict[str, Any]:
     branches = [b for b in ("retry_transient", "fix_permanent", "manual_review") if why[b]] or [
         "nothing_to_do"
     ]

@@ -27,13 +27,10 @@ def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) ->
     :param states: the run's task states by task id; None where there are no tasks (the command line).
     """
     if drain.dry_run:
-        return {
-            "verdict": "green",
-            "reasons": [],
-            "open": [],
-            "incident": "none",
-            "said": "dry run: nothing was changed",
-        }
+        failed = _tasks(states or {})
+        said = "; ".join(failed) or "dry run: nothing was changed"
+        verdict = "red" if failed else "green"
+        return {"verdict": verdict, "reasons": failed, "open": [], "incident": "none", "said": said}
     work = file_work(drain)
     reasons = [*_tasks(states or {}), *_accounts(drain), *_proof(drain), *_routing(drain), *_golden(drain)]
     alerts.end_acknowledgement(drain)

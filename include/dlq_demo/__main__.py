@@ -40,11 +40,9 @@ _ANSWER_S = 900.0
 def main() -> int:
     arguments = _arguments()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # ending the process, closing the terminal: Ctrl-C by other means
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup wants it ignored
+    # Ending the process and closing the terminal are Ctrl-C by other means, unless nohup had them ignored.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:
         return _Demo(console, arguments).run()

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -506,7 +507,9 @@ class Worker:
 
     @property
     def stopped(self) -> bool:
-        return not self.ended and bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        with suppress(psutil.NoSuchProcess):
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        return False
 
     def wait_stopped(self, seconds: float = 60) -> None:
         """Wait until it has stopped itself (SIGSTOP) at its crash point."""

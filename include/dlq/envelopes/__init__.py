@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from dlq.entry import Headers, Record, Understood
+from dlq.entry import Record, Understood
 from dlq.envelopes import ids, orchestrator, unknown
 from dlq.memo import Memo
 
-__all__ = ["Format", "decode", "strip"]
+__all__ = ["Format", "decode", "survives"]
 
 
 class Format(Protocol):
@@ -50,17 +50,7 @@ def decode(record: Record) -> Understood:
 _FAILURE_PREFIXES = ("wf-", "dlq-")
 
 
-def _kept(names: tuple[str, ...]) -> tuple[int, ...] | None:
-    kept = tuple(n for n, name in enumerate(names) if not name.startswith(_FAILURE_PREFIXES))
-    return None if len(kept) == len(names) else kept
-
-
-_keeps: Memo[tuple[str, ...], tuple[int, ...] | None] = Memo(
-    _kept, 1024, lambda names: sum(map(len, names)) <= 4096
-)
-
-
-def strip(headers: Headers) -> Headers:
-    """A record's headers without those of earlier hops' failures and replays, or it would grow with every hop."""
-    kept = _keeps[tuple([name for name, _ in headers])]
-    return headers if kept is None else tuple([headers[n] for n in kept])
+def survives(name: str) -> bool:
+    """Whether a record keeps the header on its replay: those of earlier hops' failures and replays go, or it would grow
+    with every hop."""
+    return not name.startswith(_FAILURE_PREFIXES)
