@@ -63,7 +63,7 @@ class Outcomes:
         until = min(deadline, time.monotonic() + self._drain.config.outcome.deadline)
         pause = _POLL_S
         while True:
-            tally = self.look(job_id, target, first, last, deadline)
+            tally = self.look(job_id, target, first, last, until)
             if tally.known >= share or time.monotonic() >= until:
                 return tally
             time.sleep(min(pause, max(0.0, until - time.monotonic())))

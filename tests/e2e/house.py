@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from dlq_demo.surroundings import Surroundings
 
 ROOT = Path(__file__).parents[2]
 QUEUE, DRAIN, REVIEW = "orders", "dlq_drain__orders", "dlq_review__orders"
+
+_SETTLED = timedelta(seconds=8)
 
 Place = tuple[int, int]
 """Partition and offset."""
@@ -75,12 +78,11 @@ class House:
 
     def question(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """What a run asks a person, once an answer can't get lost any more (see `AirflowApi.answer`)."""
-        ask = self.airflow.api.questions
-        wait_until(lambda: bool(ask(dag_id, run_id)), seconds=120, what=f"{dag_id} asks")
-        [asked] = ask(dag_id, run_id)
-        parked = pytest.importorskip("time").monotonic()
-        wait_until(lambda: pytest.importorskip("time").monotonic() - parked > 8, seconds=20, what="it is parked")
-        return asked
+        api = self.airflow.api
+        [asked] = wait_until(lambda: api.questions(dag_id, run_id), f"{dag_id} asks", seconds=120)
+        at = datetime.fromisoformat(asked["created_at"])
+        wait_until(lambda: datetime.now(UTC) - at > _SETTLED, "the task is parked", seconds=30)
+        return dict(asked)
 
     def dlq(self, *words: str, stdin: bytes | None = None) -> bytes:
         """Run the command line as its user does; it must end with 0."""
@@ -99,7 +101,7 @@ class House:
         """Entries in custody by state."""
         with self.look() as drain, drain.ledger.read() as tx:
             rows = tx.execute(select(entry.c.state, func.count()).group_by(entry.c.state)).all()
-        return {state: count for state, count in rows}
+        return {str(state): int(count) for state, count in rows}
 
     def records(self, topic: str) -> dict[Place, Seen]:
         """All that a read_committed consumer finds in a topic now."""
@@ -109,7 +111,10 @@ class House:
         """Records on the origin topic that a drain (or any) put there, by the place of their entry in the DLQ."""
         found: dict[Place, list[Seen]] = {}
         for record in self.records(self.around.origin).values():
-            if (ours := record.headers.get("dlq-entry")) and drain in (None, record.headers["dlq-drain"].decode()):
+            if (ours := record.headers.get("dlq-entry")) and drain in (
+                None,
+                record.headers["dlq-drain"].decode(),
+            ):
                 part, offset = ours.decode().split("/")[-2:]
                 found.setdefault((int(part), int(offset)), []).append(record)
         return found
@@ -120,7 +125,7 @@ class House:
         return answer.raise_for_status().json()
 
     def everything(self) -> dict[str, Any]:
-        """All a dry run must leave as it is: ledger, archive, topics, the groups' offsets, the orchestrator's settings."""
+        """All a dry run must leave as it is: ledger, archive, topics, offsets, the orchestrator's settings."""
         bootstrap = self.around.broker.bootstrap
         with self.look() as drain, drain.ledger.read() as tx:
             rows = {t.name: sorted(map(str, tx.execute(select(t)).all())) for t in metadata.sorted_tables}
@@ -144,7 +149,11 @@ def built(broker: Broker, folder: Path, settings: Mapping[str, str] | None = Non
     shutil.copytree(ROOT / "include" / "config", folder / "config")
     file = folder / "config" / "queues" / f"{QUEUE}.yaml"
     shipped = file.read_text()
-    for name in ("topic: orders.dlq", "allow: [orders", "group: orders-workers"):  # topics and group of our own
+    for name in (
+        "topic: orders.dlq",
+        "allow: [orders",
+        "group: orders-workers",
+    ):  # topics and group of our own
         assert name in shipped
         shipped = shipped.replace(name, f"{name}.{mark}")
     file.write_text(shipped)
@@ -234,10 +243,9 @@ def _ends_of(reader: Consumer, topic: str) -> dict[int, int]:
 def _committed(bootstrap: str, group: str, topic: str) -> dict[int, tuple[int, str | None]]:
     reader = _reader(bootstrap, group)
     try:
-        found = reader.committed([TopicPartition(topic, part) for part in _ends_of(reader, topic)], timeout=10)
+        found = reader.committed(
+            [TopicPartition(topic, part) for part in _ends_of(reader, topic)], timeout=10
+        )
         return {at.partition: (at.offset, at.metadata) for at in found}
     finally:
         reader.close()
-
-
-Condition = Callable[[], bool]
