@@ -1,4 +1,4 @@
-"""A queue to drain without a broker: the in-memory twins, a ledger and an archive of its own, and ways to break things."""
+"""A queue to drain without a broker: the in-memory twins, a ledger and an archive of its own, ways to break things."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from dlq.drain import Drain, drain_id, open_drain
 from dlq.entry import Headers, Record
 from dlq.intake import Intake, Taken
 from dlq.ledger import Ledger, lease
-from dlq.ports import Batch, Connection, Output, Range
+from dlq.ports import Batch, Connection, Output
 from dlq.sources.memory import MemoryDlq, MemoryLog, MemoryPass
 from dlq.targets.memory import MemoryTopics, MemoryWriter, dead_letter
 from dlq.triage import assign
 
 TOPIC = "orders"
 """The target's topic."""
-SENT = ("replayed", "confirmed", "returned", "handed_back")
 
 
 class Killed(BaseException):
@@ -42,6 +41,22 @@ class Tripwire:
         self.steps += 1
         if self.at is not None and self.steps > self.at:
             raise Killed
+
+
+class Sleeper:
+    """Falls asleep at one of a process's steps; what happens meanwhile happens then."""
+
+    def __init__(self, at: int, meanwhile: Callable[[], object]) -> None:
+        self._at = at
+        self._meanwhile = meanwhile
+        self.steps = 0
+        self.slept = False
+
+    def __call__(self) -> None:
+        self.steps += 1
+        if self.steps == self._at:
+            self.slept = True
+            self._meanwhile()
 
 
 def failure(
@@ -400,6 +415,3 @@ def wire(drain: Drain, step: Callable[[], None], *, within: bool = True) -> Drai
     source.open_pass = wired_pass  # type: ignore[method-assign]
     target.writer = wired_writer  # type: ignore[method-assign]
     return drain
-
-
-__all__ = ["SENT", "TOPIC", "Killed", "MemoryRig", "Range", "Tripwire", "failure", "wire"]

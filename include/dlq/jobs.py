@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
@@ -165,9 +165,9 @@ class JobRun:
         return self.cursor
 
     def _send_some(self, until: int, deadline: float) -> None:
-        """Transactions up to ``until``. While the target commits one, the ledger settles the one before and the next
+        """Transactions up to ``until``. While the target commits one, the ledger settles those before and the next
         one's records are read; a crash anywhere between is mended by the target's cursor."""
-        settling: Future[None] | None = None
+        books = _Books(self._pool, self._settle)
         chunk, outputs = self._next(self.cursor, until)
         try:
             while chunk:
@@ -179,27 +179,20 @@ class JobRun:
                     ahead = self._next(cursor, until)
                 finally:
                     delivered = commit.result()
-                if settling is not None:
-                    settling.result()
-                settling = self._pool.submit(self._settle, cursor, delivered)
                 self.cursor = cursor
+                books.enter(cursor, delivered)
                 if time.monotonic() >= deadline or self._paused():
                     return
                 chunk, outputs = ahead
         except Unproducible as fault:
-            self._wait(settling)
-            settling = None
+            books.close()
             self._reopen()
             self._isolate(chunk, outputs, fault)
             return
         finally:
-            self._wait(settling)
+            books.close()
         if self.cursor < until:
             self._pass(until)
-
-    def _wait(self, settling: Future[None] | None) -> None:
-        if settling is not None:
-            settling.result()
 
     def _pass(self, until: int) -> None:
         """Nothing is left to send before ``until`` (all of it was skipped): move the cursor past it."""
@@ -258,3 +251,38 @@ class JobRun:
             rest,
             writer=self._token,
         )
+
+
+class _Books:
+    """Settles what the target has committed, beside the sending. What commits while the ledger is busy is settled
+    together: a small transaction costs the ledger as much as a large one."""
+
+    def __init__(self, pool: ThreadPoolExecutor, settle: Callable[[int, Sequence[Delivered]], None]) -> None:
+        self._pool = pool
+        self._settle = settle
+        self._settling: Future[None] | None = None
+        self._due: list[Delivered] = []
+        self._cursor = self._begun = 0  # what is committed, and up to where of it the ledger was told
+
+    def enter(self, cursor: int, delivered: Sequence[Delivered]) -> None:
+        """A transaction was committed. Waits where the ledger is :data:`MAX_RECORDS` behind."""
+        self._cursor = cursor
+        self._due.extend(delivered)
+        if self._settling is None or self._settling.done() or len(self._due) >= MAX_RECORDS:
+            self._wait()
+            self._settling = self._pool.submit(self._settle, cursor, self._take())
+
+    def close(self) -> None:
+        """Settle all of it. Doing it twice is fine."""
+        self._wait()
+        if self._begun < self._cursor:
+            self._settle(self._cursor, self._take())
+
+    def _take(self) -> list[Delivered]:
+        due, self._due, self._begun = self._due, [], self._cursor
+        return due
+
+    def _wait(self) -> None:
+        if self._settling is not None:
+            settling, self._settling = self._settling, None
+            settling.result()

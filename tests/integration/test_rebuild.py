@@ -16,6 +16,8 @@ from tests.integration.command import Commands
 from tests.integration.rig import Rig, wait_until
 
 from dlq.errors import Refused
+from dlq.intake import take_custody
+from dlq.triage import categorize
 from dlq_demo.broker import create_topic
 
 
@@ -37,9 +39,6 @@ def drained(rig: Rig, run: str) -> None:
 
 def taken(rig: Rig, run: str) -> None:
     drain = rig.open(run)
-    from dlq.intake import take_custody
-    from dlq.triage import categorize
-
     take_custody(drain, 60)
     categorize(drain)
     rig.release(drain)
@@ -66,10 +65,10 @@ def restore(rig: Rig, path: Path | None) -> None:
 
 def positions(rig: Rig) -> dict[int, int]:
     rows = rig.sql(
-        "SELECT i.part, i.to_pos FROM intake i JOIN source s ON s.id = i.source AND s.retired_at IS NULL WHERE i.round = "
-        "(SELECT MAX(round) FROM intake WHERE source = i.source AND part = i.part)"
+        "SELECT i.part, i.to_pos FROM intake i JOIN source s ON s.id = i.source AND s.retired_at IS NULL "
+        "WHERE i.round = (SELECT MAX(round) FROM intake WHERE source = i.source AND part = i.part)"
     )
-    return {part: pos for part, pos in rows}
+    return dict(tuple(row) for row in rows)
 
 
 def test_a_lost_ledger_is_rebuilt_and_sends_nothing_before_a_person_says_so(dlq: Commands, rig: Rig) -> None:
@@ -97,7 +96,7 @@ def test_a_lost_ledger_is_rebuilt_and_sends_nothing_before_a_person_says_so(dlq:
 
     # What comes now is drained as ever; what is in doubt stays where it is.
     rig.letters(20)
-    dlq.run("replay", queue)
+    drained(rig, "r2")
     assert rig.states() == {"ambiguous": 60, "confirmed": 20}
     assert len(rig.effects()) == sent + 20
     assert dlq.json("status", queue)["unsettled"] == 60
@@ -214,16 +213,13 @@ def test_a_truncated_topic_is_adopted_as_another_life_of_it(dlq: Commands, rig: 
     assert "truncated" in said
     assert f"dlq ledger adopt-source {rig.queue}" in said
 
+    rig.letters(3)
     done = dlq.json("ledger", "adopt-source", rig.queue)
     assert done["now"] == done["was"] + "#2"
-    rig.letters(3)
+    rig.letters(2)
     rig.consumer()
     drained(rig, "r2")
-    states = rig.states()
-    assert states["confirmed"] == 12, "what was in custody is still replayed, once"
-    assert len(rig.effects()) == 12
-    again = states["duplicate"] if "duplicate" in states else 0
-    assert again + states["open:first_intake"] == 15, (
-        "what the topic holds is read again, and nothing of it is sent"
-    )
+    # What was in custody is replayed, and what came after; what the topic held is read again and waits, or is a twin.
+    assert rig.states() == {"confirmed": 14, "open:first_intake": 3, "duplicate": 12}
+    assert len(rig.effects()) == 14
     assert dlq.json("verify", rig.queue)["proven"]

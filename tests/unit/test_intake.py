@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.memory_rig import TOPIC, Killed, MemoryRig, Sleeper, Tripwire, failure, wire
 
 from dlq import intake
 from dlq.archive import Archive, Rows
@@ -19,7 +21,6 @@ from dlq.ledger import jobs as ledger
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_canary
 from dlq.triage import assign
-from tests.memory_rig import TOPIC, Killed, MemoryRig, Tripwire, failure, wire
 
 Make = Callable[..., MemoryRig]
 
@@ -53,7 +54,8 @@ def test_everything_up_to_the_cutoff_is_taken_byte_for_byte(queue: MemoryRig) ->
     assert (taken.taken, taken.again, taken.reached) == (4, 0, True)
     for (part, pos, row_no, uri, sha), (key, value, headers) in zip(
         queue.rows(
-            "SELECT e.part, e.pos, e.row_no, s.uri, e.payload_sha FROM entry e JOIN segment s ON s.id = e.segment ORDER BY e.id"
+            "SELECT e.part, e.pos, e.row_no, s.uri, e.payload_sha FROM entry e JOIN segment s ON s.id = e.segment "
+            "ORDER BY e.id"
         ),
         awkward,
         strict=True,
@@ -249,22 +251,6 @@ def test_a_queue_that_can_not_be_told_is_told_by_the_next_try(queue: MemoryRig) 
 # Others
 
 
-class Sleeper:
-    """Falls asleep at one of a process's steps; what happens meanwhile happens then."""
-
-    def __init__(self, at: int, meanwhile: Callable[[], object]) -> None:
-        self._at = at
-        self._meanwhile = meanwhile
-        self.steps = 0
-        self.slept = False
-
-    def __call__(self) -> None:
-        self.steps += 1
-        if self.steps == self._at:
-            self.slept = True
-            self._meanwhile()
-
-
 def test_a_newer_drain_fences_the_older_ones_intake_wherever_it_sleeps(make_queue: Make) -> None:
     at, slept = 0, True
     while slept:
@@ -281,10 +267,8 @@ def test_a_newer_drain_fences_the_older_ones_intake_wherever_it_sleeps(make_queu
             queue.take(newer[0])
 
         sleeper = Sleeper(at, take_over)
-        try:
+        with suppress(Fenced):
             queue.take(wire(zombie, sleeper, within=False))
-        except Fenced:
-            pass
         slept = sleeper.slept
         if not slept:
             continue
@@ -307,10 +291,8 @@ def test_two_tries_of_one_drain_keep_one_chain_wherever_one_of_them_sleeps(make_
         older, newer = queue.open(), queue.attach()
 
         def wake(queue: MemoryRig = queue, newer: Drain = newer) -> None:
-            try:
+            with suppress(Overtaken):
                 queue.take(newer)
-            except Overtaken:
-                pass
 
         sleeper = Sleeper(at, wake)
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.memory_rig import TOPIC, Killed, MemoryRig, Sleeper, Tripwire, failure, wire
 
 from dlq import clock, outbox, plan
 from dlq.drain import Drain
@@ -20,7 +21,6 @@ from dlq.ports import Output
 from dlq.replay import finish_earlier
 from dlq.targets.memory import MemoryWriter
 from dlq.triage import assign
-from tests.memory_rig import TOPIC, Killed, MemoryRig, Tripwire, failure, wire
 
 Make = Callable[..., MemoryRig]
 FOREVER = 1e12
@@ -416,22 +416,6 @@ def test_a_running_job_whose_cursor_became_another_ledgers_is_in_doubt(
 
 
 # Others
-
-
-class Sleeper:
-    """Falls asleep at one of a process's steps; what happens meanwhile happens then."""
-
-    def __init__(self, at: int, meanwhile: Callable[[], object]) -> None:
-        self._at = at
-        self._meanwhile = meanwhile
-        self.steps = 0
-        self.slept = False
-
-    def __call__(self) -> None:
-        self.steps += 1
-        if self.steps == self._at:
-            self.slept = True
-            self._meanwhile()
 
 
 def sleepers(make_queue: Make, meanwhile: Callable[[MemoryRig, ledger.Job, list[Drain]], None]) -> int:

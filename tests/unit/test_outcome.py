@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.memory_rig import TOPIC, MemoryRig
 
 from dlq import outcome, plan
 from dlq.drain import Drain
@@ -15,7 +16,6 @@ from dlq.errors import Overtaken
 from dlq.intake import Intake
 from dlq.jobs import JobRun
 from dlq.outcome import Outcomes, Tally
-from tests.memory_rig import TOPIC, MemoryRig
 
 Make = Callable[..., MemoryRig]
 SOON = 1e12

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.memory_rig import MemoryRig, failure
 
 from dlq import clock, plan
 from dlq.drain import Drain
 from dlq.ledger import jobs as ledger
 from dlq.pace import CANARY
 from dlq.triage import assign
-from tests.memory_rig import MemoryRig, failure
 
 Make = Callable[..., MemoryRig]
 

@@ -111,7 +111,7 @@ def settle(tx: Connection, queue: str, drain: str) -> int:
     pairs = (
         select(entry.c.id)
         .join(twin, twin.c.id == entry.c.duplicate_of)
-        .where(entry.c.queue == queue, entry.c.state == "open")
+        .where(entry.c.queue == queue, entry.c.state == "open", entry.c.duplicate_of.is_not(None))
     )
     done = tx.execute(
         update(entry)

@@ -344,6 +344,7 @@ _partial("entry_dedupe", "dedupe_key", where="dedupe_key IS NOT NULL")
 _partial("entry_origin", "origin", where="origin IS NOT NULL")
 _partial("entry_order", "queue", "key_hash", where="key_hash IS NOT NULL AND settled_drain IS NULL")
 _partial("entry_return", "return_of", where="return_of IS NOT NULL")
+_partial("entry_twin", "duplicate_of", where="duplicate_of IS NOT NULL")
 Index("delivery_place", delivery.c.part, delivery.c.pos)
 Index("event_drain", event.c.drain)
 
