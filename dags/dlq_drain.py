@@ -279,7 +279,7 @@ def drain_dag(queue: QueueConfig) -> DAG:
             task_id="write_report",
             doc_md=(
                 "**Report**: timeline, groups, what was replayed, confirmed, returned, what is open and "
-                "whose, the proof. The *Report* button above opens it."
+                "whose, the proof. The *Report* button under *Details* opens it."
             ),
         ).as_teardown()
 

@@ -116,7 +116,7 @@ class LedgerRig:
     def plan(
         self, *cuts: Sequence[int], stage: str = "retry_transient", expires_s: float = 600, **cut: Any
     ) -> list[str]:
-        """Propose a plan of one job for each of ``cuts``; returns its job ids. An empty cut makes a job without entries."""
+        """Propose a plan of one job for each of ``cuts``; returns its jobs. Without any entry, a job that has none."""
         if not any(cuts):
             return [self._empty_job()]
         plan_id = ledger_jobs.propose(
@@ -134,7 +134,8 @@ class LedgerRig:
         number = self.one("SELECT COUNT(*) FROM job") + 1
         plan_id, job_id = f"{DRAIN}.p{number}x", f"{DRAIN}.{number}x"
         self.execute(
-            "INSERT INTO plan (id, queue, drain, stage, hash, proposed_at, expires_at) VALUES (:i, :q, :d, 'x', :i, 't', 't')",
+            "INSERT INTO plan (id, queue, drain, stage, hash, proposed_at, expires_at) "
+            "VALUES (:i, :q, :d, 'x', :i, 't', 't')",
             i=plan_id,
             q=QUEUE,
             d=DRAIN,

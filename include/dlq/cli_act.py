@@ -92,7 +92,9 @@ def plan(
             freed = old.free(held.drain, groups, who=who)
     with dry(queue, run_id="plan", connections=from_environment) as look:
         ready = [row for row in planning.summary(look) if not groups or row["group"] in groups]
-        rest = [row for row in waiting(look, groups) if row["reason"] not in planning.READY]
+        unsettled = waiting(look, groups)
+        ordinary = [row for row in unsettled if row["state"] == "open" and row["reason"] in planning.READY]
+        rest = [row for row in unsettled if row not in ordinary]
         with look.ledger.read() as tx:
             would = old.waiting(tx, queue.name, groups) if first_intake or approve else []
     if as_json:
@@ -118,6 +120,10 @@ def plan(
         ("group", "error type", "component", "target", "entries"),
         _rows(ready, "group error_type component target entries"),
     )
+    if held_up := sum(row["entries"] for row in ordinary) - sum(row["entries"] for row in ready):
+        terminal.say(
+            f"{held_up:,} more would be, but an earlier entry of their key, a time or their limit holds them up"
+        )
     terminal.show(
         "stays open",
         ("group", "error type", "component", "state", "why", "owner", "entries"),

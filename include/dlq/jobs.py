@@ -204,8 +204,9 @@ class JobRun:
         """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor
         may pass it.
         """
-        if len(chunk) == 1:
-            self._skip(chunk[0], fault.reason)
+        culprit = chunk if len(chunk) == 1 else [i for i in chunk if fault.certain and i.ordinal == fault.ordinal]
+        if culprit:
+            self._skip(culprit[0], fault.reason)
             return
         half = len(chunk) // 2
         for some, out in ((chunk[:half], outputs[:half]), (chunk[half:], outputs[half:])):

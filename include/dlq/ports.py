@@ -155,12 +155,16 @@ class Delivered(msgspec.Struct, gc=False):
 
 
 class Unproducible(Exception):
-    """One output can never be sent: ``ordinal`` and a short ``reason`` code."""
+    """One output can never be sent: ``ordinal`` and a short ``reason`` code.
 
-    def __init__(self, ordinal: int, reason: str) -> None:
+    ``certain``: it is this one; else it may be another of those it was sent with.
+    """
+
+    def __init__(self, ordinal: int, reason: str, *, certain: bool = False) -> None:
         super().__init__(f"ordinal {ordinal}: {reason}")
         self.ordinal = ordinal
         self.reason = reason
+        self.certain = certain
 
 
 class Writer(Protocol):

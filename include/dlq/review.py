@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, not_, or_, select, update
 
 from dlq import clock
 from dlq import plan as planning
 from dlq.drain import Drain
+from dlq.entry import FLAWS
 from dlq.ledger import duplicates
 from dlq.ledger import jobs as ledger_jobs
 from dlq.ledger.jobs import Cut
@@ -261,11 +262,10 @@ def _discard(drain: Drain, work_id: int, decision: int) -> int:
 
 def _freed(drain: Drain, ours: Any, decision: int) -> None:
     """What a person lets go again is open; that it may have been sent before was theirs to weigh."""
+    reason = case((entry.c.reason.in_(FLAWS), entry.c.reason), else_=literal(f"freed by decision {decision}"))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         tx.execute(
-            update(entry)
-            .where(ours, entry.c.state == "ambiguous")
-            .values(state="open", reason=f"freed by decision {decision}")
+            update(entry).where(ours, entry.c.state == "ambiguous").values(state="open", reason=reason)
         )
 
 
@@ -278,6 +278,7 @@ def _replay_work(drain: Drain, work_id: int, who: str, decision: int, deadline: 
         entry.c.state == "open",
         entry.c.target.is_not(None),
         entry.c.duplicate_of.is_(None),
+        entry.c.reason.not_in(FLAWS),
     )
     return replay_now(
         drain, f"review:work {work_id}", sendable, who=who, saw=f"decision {decision}", deadline=deadline

@@ -37,7 +37,7 @@ def trigger_form(config: QueueConfig) -> dict[str, Param]:
             type=["null", "string"],
             maxLength=500,
             title="Incident note",
-            description="Why this run was started, or the incident's id: it is the first line of the report.",
+            description="Why this run was started, or the incident's id: it is on the report's timeline.",
         ),
         "batch": Param(
             limits.batch,

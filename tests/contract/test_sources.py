@@ -118,7 +118,11 @@ class MemoryQueue(Queue):
         self._log.widen(partitions)
 
     def depth_elsewhere(self) -> int:
-        program = "import sys; from dlq.sources.memory import MemoryDlq; print(MemoryDlq.shared(sys.argv[1]).depth({}).entries)"
+        program = """
+import sys
+from dlq.sources.memory import MemoryDlq
+print(MemoryDlq.shared(sys.argv[1]).depth({}).entries)
+"""
         return run(program, self._log.name)
 
 
@@ -245,11 +249,15 @@ class KafkaQueue(Queue):
             time.sleep(0.02)
 
     def depth_elsewhere(self) -> int:
-        program = (
-            "import sys; from dlq.config import KafkaSource; from dlq.ports import Connection; from dlq.sources.kafka import KafkaDlq; "
-            "config = KafkaSource(kind='kafka', connection='k', topic=sys.argv[1], start='earliest'); "
-            "print(KafkaDlq('q', config, lambda n: Connection(n, 'kafka', extra={'bootstrap.servers': sys.argv[2]})).depth({}).entries)"
-        )
+        program = """
+import sys
+from dlq.config import KafkaSource
+from dlq.ports import Connection
+from dlq.sources.kafka import KafkaDlq
+config = KafkaSource(kind="kafka", connection="k", topic=sys.argv[1], start="earliest")
+client = KafkaDlq("q", config, lambda name: Connection(name, "kafka", extra={"bootstrap.servers": sys.argv[2]}))
+print(client.depth({}).entries)
+"""
         return run(program, self._topic, self._bootstrap)
 
 

@@ -178,13 +178,6 @@ def test_a_busy_queue_is_exit_status_3_and_says_who_holds_it(dlq: Commands, rig:
     assert dlq.json("status", rig.queue)["holder"]["drain"] == drain.id
 
 
-def test_a_broker_that_is_down_is_exit_status_3(
-    dlq: Commands, rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rig, "bootstrap", "127.0.0.1:1")
-    assert "can't be reached" in dlq.refusal("sample", rig.queue, exits=3)
-
-
 def test_a_killed_command_keeps_others_out_for_minutes_at_most_and_an_ended_one_not_at_all(
     dlq: Commands, rig: Rig
 ) -> None:

@@ -133,7 +133,7 @@ def test_what_cannot_be_produced_stays_open_with_the_reason_and_the_rest_goes(ma
     )
     letters = [
         Letter("too large", b"k1", NOISE[:1_100_000], failed(30_000, rig), "open:too_large_for_the_target"),
-        Letter("just too large, by our headers", b"k2", NOISE[:1_047_300], failed(30_001, rig), "open:too_large_for_the_target"),
+        Letter("just too large, by our headers", b"k2", NOISE[:1_048_100], failed(30_001, rig), "open:too_large_for_the_target"),
         Letter("older than the target takes", b"k3", b"v", failed(30_002, rig), "confirmed", now - 365 * day),
         Letter("older than half the target's retention", b"k4", b"v", failed(30_003, rig), "confirmed", now - 4 * day),
         Letter("from the future", b"k5", b"v", failed(30_004, rig), "open:timestamp_refused_by_the_target", now + 300 * day),
@@ -240,10 +240,9 @@ def test_a_forged_claim_on_what_is_not_sent_yet_settles_nothing(make_rig: Callab
     rig.check_custody()
     rig.check_nothing_pending()
     rig.check_effects()
-    states = rig.states()
-    # replayed like any other, or waiting with a reason: but the one it names was sent, and its own outcome stands
-    assert sum(states.values()) == 101
-    assert states.get("confirmed", 0) >= 100, states
+    # A dead letter can be in the queue before its replay's cursor is read, so such a claim may be true. Either way both
+    # are accounted for: the one it names was sent, once, and the one that came waits as its return.
+    assert rig.states() == {"confirmed": 99, "returned": 1, "open:returned": 1}
 
 
 def test_header_names_the_client_cannot_represent_leave_the_entry_open(make_rig: Callable[..., Rig]) -> None:

@@ -180,6 +180,20 @@ def test_a_missing_connection_names_its_variable(run: Run, config: Path) -> None
     assert "AIRFLOW_CONN_KAFKA is not set" in said.err
 
 
+def test_a_broker_that_is_down_is_status_3(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlq.kafka.TIMEOUT_S", 0.5)
+    kafka = {"conn_type": "kafka", "extra": {"bootstrap.servers": "127.0.0.1:1"}}
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA", json.dumps(kafka))
+    said = run("sample", "orders")
+    assert said.status == REFUSED
+    assert len(said.err.splitlines()) == 1
+    assert "can't be reached" in said.err
+    run("ledger", "create")
+    said = run("status", "orders")
+    assert (said.status, "not known" in said.out) == (OK, True)
+    assert "can't be reached" in said.err
+
+
 def test_a_broken_queue_file_names_file_field_and_fix(run: Run, config: Path) -> None:
     add_queue(config, "orders", source={"kind": "kafka", "connection": "kafka", "topic": "x"})
     said = run("take", "orders")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.memory_rig import MemoryRig
+from tests.memory_rig import MemoryRig, failure
 
 from dlq import drafts, first_intake, hold, restore
 from dlq.archive import Rows
@@ -20,6 +20,7 @@ from dlq.export import imported
 from dlq.ledger.doubts import resolve
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_batches, replay_canary
+from dlq.review import apply_review, file_work, proposals
 from dlq.sample import _shares
 from dlq.selection import Selection
 from dlq.status import status
@@ -241,6 +242,18 @@ def test_an_entry_without_its_headers_is_not_edited(queue: MemoryRig) -> None:
     queue.taken()
     with pytest.raises(Refused, match="unrepresentable headers"):
         drafts.edit(queue.config, "0/0", b"new", "alice")
+
+
+def test_an_entry_without_its_headers_is_not_replayed_by_a_review_either(queue: MemoryRig) -> None:
+    queue.log.append(0, b"k", b"v", failure(1), flaw="unrepresentable_headers")
+    drain = queue.taken()
+    file_work(drain)
+    queue.write("UPDATE entry SET state = 'ambiguous'")
+    (proposed,) = proposals(drain, queue.config.name)
+    queue.consumer()
+    apply_review(drain, {proposed["subject"]: {"choice": "replay", "hash": proposed["hash"]}}, "alice", 5)
+    assert queue.delivered() == []
+    assert queue.reasons() == {"unrepresentable_headers": 1}
 
 
 # Restore to a file

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
+from tests.ledger_rig import DRAIN, QUEUE, LedgerRig
 
 from dlq.entry import Group
 from dlq.errors import Overtaken, Refused
 from dlq.ledger import Ledger, custody
 from dlq.ports import Range
-from tests.ledger_rig import DRAIN, QUEUE, LedgerRig
 
 
 def open_ranges(rig: LedgerRig, starts: dict[int, int], cutoff: int = 100) -> dict[int, int]:

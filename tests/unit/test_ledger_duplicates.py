@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.ledger_rig import DRAIN, QUEUE, TARGET, LedgerRig, sha
 
 from dlq.ledger import duplicates
-from tests.ledger_rig import DRAIN, QUEUE, TARGET, LedgerRig, sha
 
 ORIGIN = f"{TARGET}/0/77@workers"
 

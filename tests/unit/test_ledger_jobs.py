@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.ledger_rig import DRAIN, QUEUE, LedgerRig, sha
 
 from dlq import clock
 from dlq.errors import Fenced
 from dlq.ledger import jobs
 from dlq.ledger.jobs import Item, PlanStale
 from dlq.ports import Delivered
-from tests.ledger_rig import DRAIN, QUEUE, LedgerRig, sha
 
 
 def get(rig: LedgerRig, job: str) -> jobs.Job:

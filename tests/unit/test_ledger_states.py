@@ -1,4 +1,4 @@
-"""What the database itself refuses, whoever writes: forbidden transitions, lost entries, changed decisions and plans."""
+"""What the database itself refuses, whoever writes: forbidden moves, lost entries, changed decisions and plans."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+from tests.ledger_rig import DRAIN, NEED_A_JOB, QUEUE, LedgerRig
 
 from dlq.ledger.schema import ALLOWED, SETTLED, UNSETTLED
-from tests.ledger_rig import DRAIN, NEED_A_JOB, QUEUE, LedgerRig
 
 STATES = (*UNSETTLED, *SETTLED)
 
@@ -40,8 +40,7 @@ def test_every_transition_that_is_not_allowed_is_refused_and_every_other_is_made
             ledger_rig.execute(MOVE, e=number, **values_of(after, job))
             moved = True
         except IntegrityError as error:
-            assert "transition not allowed" in str(error)
-            moved = False
+            moved = "transition not allowed" not in str(error)
         if moved != ((before, after) in ALLOWED) or ledger_rig.state(number) != (after if moved else before):
             wrong.append((before, after, moved))
     assert wrong == []

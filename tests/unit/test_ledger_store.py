@@ -6,14 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.exc import IntegrityError
+from tests.ledger_rig import QUEUE, LedgerRig
 
 from dlq.errors import ConfigError, Fenced
 from dlq.ledger import Ledger, LedgerError, insert_rows
 from dlq.ledger.schema import decision, delivery
 from dlq.ledger.schema import queue as queues
-from tests.ledger_rig import QUEUE, LedgerRig
 
 COLUMNS = ("job", "ordinal", "part", "pos", "ref", "sent_at")
 
@@ -95,9 +95,8 @@ def test_sqlite_is_durable_and_readers_go_on_beside_the_writer(tmp_path: Path) -
 def test_a_write_under_an_older_epoch_is_fenced_and_writes_nothing(ledger_rig: LedgerRig) -> None:
     old = ledger_rig.epoch
     ledger_rig.acquire()
-    with pytest.raises(Fenced, match="another holder"):
-        with ledger_rig.ledger.write(QUEUE, old) as tx:
-            tx.execute(queues.update().values(paused_by="a zombie"))
+    with pytest.raises(Fenced, match="another holder"), ledger_rig.ledger.write(QUEUE, old) as tx:
+        tx.execute(queues.update().values(paused_by="a zombie"))
     assert ledger_rig.one("SELECT paused_by FROM queue") is None
 
 
@@ -111,9 +110,12 @@ def test_a_write_without_the_lease_needs_no_epoch(ledger_rig: LedgerRig) -> None
 
 
 def test_a_write_that_raises_leaves_nothing(ledger_rig: LedgerRig) -> None:
-    with pytest.raises(ZeroDivisionError), ledger_rig.write() as tx:
+    def die(tx: Connection) -> None:
         tx.execute(queues.update().values(paused_by="half"))
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), ledger_rig.write() as tx:
+        die(tx)
     assert ledger_rig.one("SELECT paused_by FROM queue") is None
 
 
@@ -203,7 +205,8 @@ def test_only_the_named_conflict_is_passed_over(ledger_rig: LedgerRig) -> None:
         insert_rows(tx, delivery, COLUMNS, [("job", 1, 0, 1, None, None)], skip_on=("job", "ordinal"))
     first = ledger_rig.entry(place="5", pos=5)
     row = ledger_rig.rows(
-        "SELECT queue, source, part, place, taken_drain, segment, row_no, payload_sha, size, grp FROM entry WHERE id = :e",
+        "SELECT queue, source, part, place, taken_drain, segment, row_no, payload_sha, size, grp FROM entry "
+        "WHERE id = :e",
         e=first,
     )[0]
     columns = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from operator import methodcaller
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -13,6 +14,10 @@ from dlq.config import KafkaSource
 from dlq.entry import Headers, Record
 from dlq.errors import Refused, SourceError
 from dlq.ports import Batch, Connections, Depth, Echo, Range
+
+_headers = methodcaller("headers")
+"""The client returns headers and an exception at once where a name is no UTF-8. A plain call in a loop that Python has
+specialized doesn't look, and the exception comes out of whatever is called next; this way of calling it looks."""
 
 _SLICE_S = 0.1  # consume() waits for its full count or this long
 _PROBE = 16  # records of the first slice, before their size is known: 16 MiB at the broker's usual largest
@@ -229,7 +234,7 @@ class KafkaPass:
         key, value = message.key(), message.value()
         flaw = None
         try:
-            headers: Headers = tuple(message.headers() or ())  # type: ignore[arg-type]
+            headers: Headers = tuple(_headers(message) or ())
         except (UnicodeDecodeError, KafkaException, SystemError):
             headers, flaw = (), "unrepresentable_headers"
         kind, timestamp = message.timestamp()

@@ -40,6 +40,7 @@ _NEVER = {
     KafkaError.INVALID_TIMESTAMP: "timestamp_refused_by_the_target",
     KafkaError.INVALID_RECORD: "record_refused_by_the_target",
     KafkaError.INVALID_MSG: "record_refused_by_the_target",
+    KafkaError._INVALID_DIFFERENT_RECORD: "record_refused_by_the_target",  # one beside it in the batch is
 }
 """What no retry can heal, by the broker's error code: the entry stays open with the reason."""
 
@@ -337,7 +338,7 @@ class KafkaWriter:
                         self._producer.poll(0.05)
                 except KafkaException as error:
                     self._abort()
-                    self._raise(error.args[0], output.ordinal)
+                    self._raise(error.args[0], output.ordinal, alone=True)
 
     def commit(self, cursor: int) -> list[Delivered]:
         offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
@@ -346,7 +347,7 @@ class KafkaWriter:
         if self._failed:
             self._abort()
             ordinal, error = self._failed[0]
-            self._raise(error, ordinal)
+            self._raise(error, ordinal, alone=len(self._failed) == 1)
         self._call(self._producer.send_offsets_to_transaction, offsets, self._membership, deadline=deadline)
         self._call(self._producer.commit_transaction, deadline=deadline)
         return self._sent
@@ -393,11 +394,11 @@ class KafkaWriter:
             self._producer.purge()
             self._producer.abort_transaction(10.0)
 
-    def _raise(self, fault: KafkaError, ordinal: int) -> None:
+    def _raise(self, fault: KafkaError, ordinal: int, *, alone: bool) -> None:
         """Say what became of the aborted transaction: a record can spoil the whole batch it travels in, so only a lone
         one is known to be the culprit; who sends halves the batch until it is alone."""
         if fault.code() in _NEVER:
-            raise Unproducible(ordinal, _NEVER[fault.code()]) from None
+            raise Unproducible(ordinal, _NEVER[fault.code()], certain=alone) from None
         if fault.code() in _FENCED or fault.fatal():
             raise Fenced(f"{self._group}: another writer of this job took over; this one stops")
         raise TargetError(
