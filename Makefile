@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests start brokers and Airflows: as many workers as there are cores, and no more.
 WORKERS ?= auto
-# tests/conftest.py makes the groups: files stay together, and there are never two Airflows at once.
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# Files stay together, so that tests share services; an Airflow needs both cores, so those tests run one by one.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: help setup lock demo test test-slow lint format bench clean
@@ -33,7 +33,8 @@ demo: $(READY) ## The runbook on an embedded Kafka in a real Airflow (EXIT=1 end
 	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(QUEUE:%=--queue %) $(PORT:%=--port %)
 
 test: $(READY) ## Every test but the slow ones
-	$(PYTEST)
+	$(PYTEST) -m "not slow and not airflow"
+	$(BIN)/pytest -m "airflow and not slow"
 
 test-slow: $(READY) ## The long campaigns: processes killed by the dozen
 	$(PYTEST) -m slow

@@ -29,18 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out to pytest-xdist's workers (``--dist loadgroup``).
-
-    A file stays in one worker, whose services its tests share. Whatever starts an Airflow is one group, since
-    two of them are too much for two cores, and goes first, since it takes longest.
-    """
-    for item in items:
-        starts_airflow = item.get_closest_marker("airflow") is not None
-        item.add_marker(pytest.mark.xdist_group("airflow" if starts_airflow else item.location[0]))
-    items.sort(key=lambda item: item.get_closest_marker("airflow") is None)
-
-
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """One real Kafka broker a test process (2.5 s, 200 MB); tests keep apart by the names of their topics.

@@ -95,8 +95,8 @@ def prove(drain: Drain) -> Proof:
             laws[row.law] += 1
             if len(broken) < _BROKEN_SHOWN:
                 broken.append({"law": row.law, "what": row.what, "n": int(row.n)})
-        accounts = _accounts(drain, tx)
-        return Proof(broken, laws, witnesses, accounts, _frames(drain, tx, accounts, broken))
+        held = accounts(drain, tx)
+        return Proof(broken, laws, witnesses, held, _frames(drain, tx, held, broken))
 
 
 def verify_conservation(drain: Drain) -> dict[str, Any]:
@@ -112,23 +112,23 @@ def verify_conservation(drain: Drain) -> dict[str, Any]:
         checks = expectations.check(proof.frames)
     failed = [c["expectation"] for c in checks if not c["success"]]
     proven = not proof.broken and not failed
-    accounts = proof.accounts
+    held = proof.accounts
     if proven:
         said = (
-            f"proven: {accounts['before']} before + {accounts['taken']} taken = {accounts['settled']} settled"
-            f" + {accounts['unsettled']} unsettled; "
+            f"proven: {held['before']} before + {held['taken']} taken = {held['settled']} settled"
+            f" + {held['unsettled']} unsettled; "
             + "; ".join(f"{k}: {v}" for k, v in proof.witnesses.items())
         )
     else:
         said = "NOT PROVEN: " + "; ".join([*(f"{law} ({n})" for law, n in proof.laws.items()), *failed])
-    if accounts["vanished_max"]:
-        said += f"; at most {accounts['vanished_max']} vanished by retention before they could be read"
+    if held["vanished_max"]:
+        said += f"; at most {held['vanished_max']} vanished by retention before they could be read"
     data = {
         "proven": proven,
         "broken": proof.broken,
         "laws": dict(proof.laws),
         "witnesses": proof.witnesses,
-        "accounts": accounts,
+        "accounts": held,
         "expectations": checks,
     }
     drain.note("verify_conservation", said, level="info" if proven else "error", **data)
@@ -230,7 +230,9 @@ def _target(drain: Drain, tx: Connection) -> str:
     return f"{total} replays found of {len(jobs)} job(s), read committed"
 
 
-def _accounts(drain: Drain, tx: Connection) -> dict[str, int]:
+def accounts(drain: Drain, tx: Connection) -> dict[str, int]:
+    """What the ledger says now of a drain's entries: unsettled before it, taken, settled, unsettled; and what was lost."""
+
     def count(*conditions: Any) -> int:
         return int(
             tx.execute(

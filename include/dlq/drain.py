@@ -169,11 +169,19 @@ class Drain:
                 )
 
     def noted(self, stage: str) -> dict[str, Any] | None:
-        """The data of the newest line a stage wrote, None where it wrote none."""
+        """The data of the newest line a stage wrote since the drain was opened last, None where it wrote none.
+
+        What an earlier life of a cleared run said is not of this one.
+        """
+        opened = select(func.max(event.c.id)).where(event.c.drain == self.id, event.c.stage == "opened")
         with self.ledger.read() as tx:
             found = tx.execute(
                 select(event.c.data)
-                .where(event.c.drain == self.id, event.c.stage == stage)
+                .where(
+                    event.c.drain == self.id,
+                    event.c.stage == stage,
+                    event.c.id > func.coalesce(opened.scalar_subquery(), 0),
+                )
                 .order_by(event.c.id.desc())
                 .limit(1)
             ).scalar()

@@ -15,6 +15,7 @@ KNOWN = 0.8
 """A gate looks once this share of a step is known (DESIGN §7)."""
 
 _POLL_S = 0.1
+_ASKED = 1_000  # keys a question
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,19 @@ class Outcomes:
         return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
 
     def _ask(self, orchestrator: Orchestrator, job_id: str, first: int, last: int, deadline: float) -> None:
-        drain = self._drain
-        with drain.ledger.read() as tx:
-            keys = ledger.awaited_keys(tx, job_id, first, last)
-        failed = False
-        for start in range(0, len(keys), 1000):
-            said = orchestrator.outcomes(keys[start : start + 1000])
-            good = [key for key, state in said.items() if state.state == "succeeded"]
+        drain, failed = self._drain, False
+        while True:
+            with drain.ledger.read() as tx:
+                asked = ledger.awaited(tx, job_id, first, last, _ASKED)
+            if not asked:
+                break
+            said = orchestrator.outcomes(list(asked))
+            good = [asked[key] for key, state in said.items() if state.state == "succeeded" and key in asked]
             failed = failed or any(state.state == "failed" for state in said.values())
             if good:
                 with drain.ledger.write(drain.queue, drain.epoch) as tx:
-                    ledger.confirm_keys(tx, job_id, good)
+                    ledger.confirm(tx, job_id, good)
+            first = max(asked.values()) + 1
         if failed:
             self._take(deadline)
 

@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from dlq import alerts, clock, slo
+from dlq.conservation import accounts
 from dlq.drain import Drain
 from dlq.errors import DlqError
 from dlq.ledger import lease
 from dlq.ledger.schema import drain as drains
-from dlq.ledger.schema import entry, event, grp, incident, intake
+from dlq.ledger.schema import entry, grp, incident, intake
 from dlq.review import file_work
 
 _NOT_DECIDING = {"escalate", "wait_threshold", "find_root_cause", "acknowledge_alert"}
@@ -135,35 +136,25 @@ def _accounts(drain: Drain) -> list[str]:
     return reasons
 
 
-def _since_opening(drain: Drain, stage: str) -> dict[str, Any] | None:
-    """A stage's last word since the drain was opened last: an older proof proves nothing of a cleared run."""
-    with drain.ledger.read() as tx:
-        opened = (
-            tx.execute(
-                select(func.max(event.c.id)).where(event.c.drain == drain.id, event.c.stage == "opened")
-            ).scalar()
-            or 0
-        )
-        newer = tx.execute(
-            select(func.max(event.c.id)).where(
-                event.c.drain == drain.id, event.c.stage == stage, event.c.id > opened
-            )
-        ).scalar()
-    return drain.noted(stage) if newer is not None else None
-
-
 def _proof(drain: Drain) -> list[str]:
-    proof = _since_opening(drain, "verify_conservation")
+    """An older proof proves nothing of a cleared run, nor of what a stage cleared alone did since."""
+    proof = drain.noted("verify_conservation")
     if proof is None:
         return ["conservation was not verified (verify_conservation did not run since the drain was opened)"]
-    return [] if proof["proven"] else [f"conservation is not proven: {len(proof['broken'])} finding(s)"]
+    if not proof["proven"]:
+        return [f"conservation is not proven: {len(proof['broken'])} finding(s)"]
+    with drain.ledger.read() as tx:
+        now = accounts(drain, tx)
+    if any(proof["accounts"][name] != now[name] for name in ("taken", "settled", "unsettled")):
+        return ["entries were taken or sent after conservation was verified: clear verify_conservation"]
+    return []
 
 
 def _routing(drain: Drain) -> list[str]:
-    isolated = _since_opening(drain, "isolate")
+    isolated = drain.noted("isolate")
     if isolated is None or isolated.get("isolation") != "routing":
         return []
-    restored = _since_opening(drain, "restore_routing")
+    restored = drain.noted("restore_routing")
     return (
         []
         if restored and restored.get("restored")
@@ -174,7 +165,7 @@ def _routing(drain: Drain) -> list[str]:
 def _golden(drain: Drain) -> list[str]:
     if drain.config.golden_flows is None or drain.kind != "drain":
         return []
-    golden = _since_opening(drain, "verify_golden_flows")
+    golden = drain.noted("verify_golden_flows")
     if golden is None:
         return ["golden flows did not run (verify_golden_flows)"]
     broken = sorted(f["flow"] for f in golden["flows"] if not f["passed"])

@@ -34,8 +34,10 @@ Run = Callable[..., Said]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in this process, whose log and signals stay as they are."""
+    monkeypatch.setattr("dlq.terminal.log_to_terminal", lambda: None)
+    monkeypatch.setattr("dlq.cli.signal.signal", lambda *_: None)
 
     def run(*arguments: str) -> Said:
         with pytest.raises(SystemExit) as end:

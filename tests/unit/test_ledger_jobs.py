@@ -485,18 +485,19 @@ def test_a_returned_entry_is_never_confirmed(ledger_rig: LedgerRig) -> None:
     ledger_rig.execute("UPDATE entry SET state = 'returned' WHERE id = :e", e=ids[0])
     with ledger_rig.write() as tx:
         jobs.confirm_below(tx, job, 0, 4, {0: 999, 1: 999})
-        jobs.confirm_keys(tx, job, [r[0] for r in tx.exec_driver_sql("SELECT idem_key FROM job_entry").all()])
+        jobs.confirm(tx, job, range(4))
     assert states(ledger_rig, ids) == ["returned", "confirmed", "confirmed", "confirmed"]
 
 
 def test_keys_are_asked_for_until_their_outcome_is_known(ledger_rig: LedgerRig) -> None:
     job, ids = sent(ledger_rig)
     with ledger_rig.write() as tx:
-        keys = jobs.awaited_keys(tx, job, 0, 4)
-        assert len(keys) == 4
-        assert jobs.confirm_keys(tx, job, keys[:1]) == 1
-        assert jobs.awaited_keys(tx, job, 0, 4) == keys[1:]
-        assert jobs.awaited_keys(tx, job, 2, 3) == keys[2:3]
+        keys = jobs.awaited(tx, job, 0, 4, 100)
+        assert list(keys.values()) == [0, 1, 2, 3]
+        assert jobs.confirm(tx, job, [0]) == 1
+        assert list(jobs.awaited(tx, job, 0, 4, 100).items()) == list(keys.items())[1:]
+        assert list(jobs.awaited(tx, job, 0, 4, 2).values()) == [1, 2]
+        assert list(jobs.awaited(tx, job, 2, 3, 100).values()) == [2]
     assert states(ledger_rig, ids)[0] == "confirmed"
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +22,7 @@ from tests.memory_rig import TOPIC, Killed, MemoryRig, Tripwire, failure, wire
 from dlq import intake, plan
 from dlq.drain import Drain
 from dlq.entry import Headers, Record
-from dlq.errors import DlqError, Fenced
+from dlq.errors import Fenced
 from dlq.intake import take_custody
 from dlq.jobs import JobRun
 from dlq.ledger.jobs import record_decision
@@ -42,15 +42,44 @@ def without_ours(record: Record, topic: str) -> Headers:
     return tuple(h for h in dead_letter(record, topic) if not h[0].startswith("dlq-"))
 
 
+def part_of(key: bytes | None, partitions: int) -> int:
+    """Which partition of the queue the consumer writes a dead letter to."""
+    return 0 if key is None else zlib.crc32(key) % partitions
+
+
+def replays(drain: Drain) -> None:
+    assign(drain)
+    for job in replay_canary(drain, STAGE, 30)["jobs"]:
+        replay_batches(drain, job, 30)
+
+
+def runs(drain: Drain) -> None:
+    """All of a run's tasks."""
+    take_custody(drain, 30)
+    categorize(drain)
+    replays(drain)
+    drain_remaining(drain, 5)
+
+
+TASKS: dict[str, Callable[[Drain], object]] = {
+    "runs": runs,
+    "takes": lambda d: take_custody(d, 30),
+    "categorizes": categorize,
+    "plans": lambda d: plan.make(d, STAGE, plan.ready(d), who="policy", saw="s"),
+    "replays": replays,
+    "drains the rest": lambda d: drain_remaining(d, 5),
+}
+
+
 class Core(RuleBasedStateMachine):
     """One queue, at most one living process of its drain, and whatever older processes still sleep."""
 
     template: Path
 
     @initialize(
-        ordering=st.sampled_from(["none", "per_key"]), jobs=st.sampled_from([1, 2]), start=st.booleans()
+        ordering=st.sampled_from(["none", "per_key"]), jobs=st.sampled_from([1, 2]), first=st.booleans()
     )
-    def begin(self, ordering: str, jobs: int, start: bool) -> None:
+    def begin(self, ordering: str, jobs: int, first: bool) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="dlq-machine-"))
         self.queue = MemoryRig(
             self.folder,
@@ -64,11 +93,11 @@ class Core(RuleBasedStateMachine):
         self.run = 0
         self.older: list[Drain] = []
         self.zombies: list[JobRun] = []
-        self.failing: set[bytes | None] = set()
         self.returned: dict[tuple[int, int], str] = {}
         self.discarded: set[str] = set()
-        if start:
+        if not first:
             self.queue.begin()
+        self.queue.put(12)
 
     def teardown(self) -> None:
         if not hasattr(self, "queue"):
@@ -83,39 +112,50 @@ class Core(RuleBasedStateMachine):
 
     # The world
 
-    @rule(count=st.integers(1, 6), kind=st.sampled_from(KINDS), key=st.sampled_from([None, b"a", b"b"]))
-    def letters_come(self, count: int, kind: str, key: bytes | None) -> None:
-        self.queue.put(count, kind, key=key, part=None if key is None else 0)
+    @rule(
+        what=st.sampled_from(["keyed", "keyless", "keyless", "twin", "liar", "claims to be a replay"]),
+        count=st.integers(1, 8),
+        kind=st.sampled_from(KINDS),
+        n=st.integers(0, 40),
+    )
+    def letters_come(self, what: str, count: int, kind: str, n: int) -> None:
+        if what == "keyed":
+            self.queue.put(count, kind, key=b"key %d" % (n % 2), part=0)
+        elif what == "keyless":
+            self.queue.put(count, kind)
+        elif what in ("twin", "liar"):
+            headers = failure(n % 3, dedupe=None if n % 2 else f"d-{n % 3}")
+            self.queue.put(
+                1, key=b"t", value=b"twin" if what == "twin" else b"liar %d" % n, part=0, headers=headers
+            )
+        else:
+            jobs = self.queue.rows("SELECT id FROM job ORDER BY id")
+            job = jobs[n % len(jobs)][0] if jobs else "none.1"
+            forged = (("dlq-job", job.encode()), ("dlq-ordinal", b"%d" % (n % 7)))
+            self.queue.put(1, part=n % 2, headers=(*failure(9_000 + n), *forged))
 
-    @rule(n=st.integers(0, 99), same=st.booleans(), known=st.sampled_from(["origin", "dedupe"]))
-    def a_twin_or_a_liar_comes(self, n: int, same: bool, known: str) -> None:
-        headers = failure(n % 3) if known == "origin" else failure(5_000 + n, dedupe=f"d-{n % 3}")
-        self.queue.put(1, key=b"t", value=b"twin" if same else b"liar %d" % n, part=0, headers=headers)
-
-    @rule(part=st.integers(0, 1), n=st.integers(0, 40))
-    def a_letter_claims_to_be_a_replay(self, part: int, n: int) -> None:
-        jobs = self.queue.rows("SELECT id FROM job ORDER BY id")
-        job = jobs[n % len(jobs)][0] if jobs else "none.1"
-        forged = (("dlq-job", job.encode()), ("dlq-ordinal", b"%d" % (n % 7)))
-        self.queue.put(1, part=part, headers=(*failure(9_000 + n), *forged))
-
-    @rule(part=st.integers(0, 1))
-    def a_producer_aborts(self, part: int) -> None:
-        number = self.queue.log.begin()
-        self.queue.log.append(part, b"k", b"aborted", transaction=number)
-        self.queue.log.abort(number)
-
-    @rule(part=st.integers(0, 1))
-    def retention_takes_what_was_read(self, part: int) -> None:
-        self.queue.log.expire(part, self.queue.positions().get(part, 0))
-
-    @rule()
-    def the_groups_offsets_are_lost(self) -> None:
-        self.queue.log.commits.clear()
+    @rule(
+        what=st.sampled_from(["aborts", "retention", "offsets lost", "unproducible", "producible"]),
+        part=st.integers(0, 1),
+    )
+    def the_world_changes(self, what: str, part: int) -> None:
+        if what == "aborts":
+            number = self.queue.log.begin()
+            self.queue.log.append(part, b"k", b"aborted", transaction=number)
+            self.queue.log.abort(number)
+        elif what == "retention":
+            self.queue.log.expire(part, self.queue.positions().get(part, 0))
+        elif what == "offsets lost":
+            self.queue.log.commits.clear()
+        else:
+            never = what == "unproducible"
+            self.queue.topics.unproducible = lambda o: (
+                "too_large" if never and (o.value or b"").endswith((b"5", b"8")) else None
+            )
 
     @rule(
         mode=st.sampled_from(["asleep", "keeps our headers", "drops our headers"]),
-        endings=st.sets(st.integers(0, 9), max_size=4),
+        endings=st.sets(st.integers(0, 9), max_size=2),
     )
     def the_consumer_changes(self, mode: str, endings: set[int]) -> None:
         """It sleeps, or keeps up and fails every record whose value ends in one of ``endings``."""
@@ -126,104 +166,63 @@ class Core(RuleBasedStateMachine):
         write = dead_letter if mode == "keeps our headers" else without_ours
 
         def failed(record: Record, topic: str) -> Headers:
-            headers = write(record, topic)
             said = dict(record.headers)
-            place = (self._part_of(record), self.queue.log.marks(self._part_of(record))[1])
-            self.returned[place] = f"{said['dlq-job'].decode()}/{said['dlq-ordinal'].decode()}"  # type: ignore[union-attr]
-            return headers
+            part = part_of(record.key, self.queue.log.partitions)
+            line = f"{(said['dlq-job'] or b'').decode()}/{(said['dlq-ordinal'] or b'').decode()}"
+            self.returned[(part, self.queue.log.marks(part)[1])] = line
+            return write(record, topic)
 
         self.queue.topics.live = lambda: self.queue.consume(
             lambda r: bool(digits) and (r.value or b"").endswith(digits), failure=failed
         )
 
-    def _part_of(self, record: Record) -> int:
-        """Which partition of the queue the consumer writes a dead letter to."""
-        from dlq.targets.memory import _placed
-
-        return _placed(record.key, None, self.queue.log.partitions, 0)
-
-    @rule(ending=st.sampled_from([None, b"5", b"8"]))
-    def some_records_can_not_be_produced(self, ending: bytes | None) -> None:
-        self.queue.topics.unproducible = lambda o: (
-            "too_large" if ending is not None and (o.value or b"").endswith(ending) else None
-        )
-
     # A drain
 
-    @rule(again=st.booleans(), after=st.none() | st.integers(0, 40))
-    def a_drain_opens(self, again: bool, after: int | None) -> None:
-        """A new run's, or the same run's once more; the one before is released, or its lease is over."""
+    def _open(self, how: str) -> None:
+        """A new run's drain, or the same run's opened once more, or the next task of the one that is open."""
+        if how == "attach" and self.run:
+            self.drain = self.queue.attach(f"r{self.run}")
+            return
         if self.drain is not None:
             self.older.append(self.drain)
-        if not (again and self.run):
+        if how != "again" or not self.run:
             self.run += 1
-            self.queue.expire_lease() if self.queue.rows("SELECT 1 FROM queue") else None
+            if self.queue.rows("SELECT 1 FROM queue"):
+                self.queue.expire_lease()
         self.drain = None
         self.drain = self.queue.open(f"r{self.run}")
 
-    @precondition(lambda self: self.drain is None and self.run)
-    @rule()
-    def a_retry_attaches(self) -> None:
-        self.drain = self.queue.attach(f"r{self.run}")
+    @rule(how=st.sampled_from(["new", "again"]))
+    def a_drain_opens(self, how: str) -> None:
+        self._open(how)
 
-    def _act(self, act: Callable[[Drain], Any], at: int | None) -> None:
-        """Do something in a process that is killed at step ``at``, if it gets there."""
-        assert self.drain is not None
+    @rule(
+        what=st.sampled_from(["runs", "runs", "takes", "categorizes", "plans", "replays", "drains the rest"]),
+        at=st.none() | st.integers(0, 120),
+        how=st.sampled_from(["attach", "again", "new"]),
+    )
+    def a_task_runs(self, what: str, at: int | None, how: str) -> None:
+        """In a process of its own, which is killed at step ``at`` if it gets there; ``how`` it began if the last was."""
+        if self.drain is None:
+            self._open(how)
         handle = self.queue.attach(f"r{self.run}")
         try:
-            act(handle if at is None else wire(handle, Tripwire(at)))
+            TASKS[what](handle if at is None else wire(handle, Tripwire(at)))
         except Killed:
             self.drain = None
 
-    alive = precondition(lambda self: self.drain is not None)
-    killed_at = st.none() | st.integers(0, 70)
-
-    @alive
-    @rule(at=killed_at, parts=st.sampled_from([None, [0], [1]]))
-    def it_takes(self, at: int | None, parts: list[int] | None) -> None:
-        self._act(lambda d: take_custody(d, 30, parts=parts), at)
-
-    @alive
-    @rule(at=killed_at)
-    def it_categorizes(self, at: int | None) -> None:
-        self._act(categorize, at)
-
-    @alive
-    @rule(at=killed_at)
-    def it_replays_a_canary_and_the_rest(self, at: int | None) -> None:
-        def act(drain: Drain) -> None:
-            assign(drain)
-            for job in replay_canary(drain, STAGE, 30)["jobs"]:
-                replay_batches(drain, job, 30)
-
-        self._act(act, at)
-
-    @alive
-    @rule(at=killed_at)
-    def it_drains_the_rest(self, at: int | None) -> None:
-        self._act(lambda d: drain_remaining(d, 5), at)
-
-    @alive
-    @rule(at=killed_at)
-    def it_only_plans(self, at: int | None) -> None:
-        self._act(lambda d: plan.make(d, STAGE, plan.ready(d), who="policy", saw="s"), at)
-
-    @alive
     @rule(until=st.integers(0, 9), n=st.integers(0, 9))
     def a_writer_falls_asleep_in_mid_job(self, until: int, n: int) -> None:
-        assert self.drain is not None
+        if self.drain is None or len(self.zombies) > 2:
+            return
+        plan.make(self.drain, STAGE, plan.ready(self.drain), who="policy", saw="s")
         jobs = self.queue.rows(
             "SELECT id FROM job WHERE drain = :d AND state IN ('approved', 'running')", d=self.drain.id
         )
-        if not jobs or len(self.zombies) > 3:
-            return
-        writer = JobRun(self.queue.attach(f"r{self.run}"), jobs[n % len(jobs)][0], records=2)
-        try:
-            writer.__enter__()
-        except DlqError:
-            return
-        self.zombies.append(writer)
-        writer.send(until, FOREVER)
+        if jobs:
+            writer = JobRun(self.queue.attach(f"r{self.run}"), jobs[n % len(jobs)][0], records=2)
+            self.zombies.append(writer.__enter__())
+            writer.send(until, FOREVER)
 
     @precondition(lambda self: self.zombies)
     @rule(n=st.integers(0, 9), close=st.booleans())
@@ -259,50 +258,31 @@ class Core(RuleBasedStateMachine):
 
     # People
 
-    @alive
-    @rule(n=st.integers(0, 99))
-    def a_person_discards(self, n: int) -> None:
-        assert self.drain is not None
-        rows = self.queue.rows("SELECT id, part, pos FROM entry WHERE state = 'open' ORDER BY id")
+    @rule(what=st.sampled_from(["discards", "replays", "frees"]), n=st.integers(0, 99))
+    def a_person_decides(self, what: str, n: int) -> None:
+        if self.drain is None:
+            return
+        rows = self.queue.rows(
+            "SELECT id, part, pos FROM entry WHERE state = 'open' "
+            "AND reason NOT IN ('ready', 'returned', 'earlier_entry_of_key') ORDER BY id"
+        )
         if not rows:
             return
         number, part, pos = rows[n % len(rows)]
+        one = and_(entry.c.id == number, entry.c.state == "open")
         with self.drain.ledger.write(self.drain.queue, self.drain.epoch) as tx:
-            record_decision(
-                tx, self.drain.queue, "person", "review:discard", f"entry {number}", "s", "discard"
-            )
-            tx.execute(
-                update(entry)
-                .where(entry.c.id == number, entry.c.state == "open")
-                .values(state="discarded", settled_drain=self.drain.id, reason="discarded")
-            )
-        self.discarded.add(f"{part}/{pos}")
-
-    @alive
-    @rule(n=st.integers(0, 99), at=killed_at)
-    def a_person_replays_one(self, n: int, at: int | None) -> None:
-        rows = self.queue.rows(
-            "SELECT id FROM entry WHERE state = 'open' AND duplicate_of IS NULL "
-            "AND reason NOT IN ('ready', 'returned', 'earlier_entry_of_key') ORDER BY id"
-        )
-        if rows:
-            one = rows[n % len(rows)][0]
-            condition = and_(entry.c.id == one, entry.c.state == "open", entry.c.duplicate_of.is_(None))
-            self._act(
-                lambda d: replay_now(d, f"review:{one}", condition, who="person", saw="s", deadline=FOREVER),
-                at,
-            )
-
-    @alive
-    @rule(reason=st.sampled_from(["first_intake", "waiting_for_fix"]))
-    def a_decision_frees(self, reason: str) -> None:
-        assert self.drain is not None
-        with self.drain.ledger.write(self.drain.queue, self.drain.epoch) as tx:
-            record_decision(tx, self.drain.queue, "person", reason, "all", "s", "free")
-            freed = "fixed" if reason == "waiting_for_fix" else "new"
-            tx.execute(
-                update(entry).where(entry.c.state == "open", entry.c.reason == reason).values(reason=freed)
-            )
+            record_decision(tx, self.drain.queue, "person", f"review:{what}", f"entry {number}", "s", what)
+            if what == "discards":
+                gone = {"state": "discarded", "settled_drain": self.drain.id, "reason": "discarded"}
+                tx.execute(update(entry).where(one).values(**gone))
+                self.discarded.add(f"{part}/{pos}")
+            elif what == "frees":
+                for reason, freed in (("waiting_for_fix", "fixed"), ("first_intake", "new")):
+                    waiting = and_(entry.c.state == "open", entry.c.reason == reason)
+                    tx.execute(update(entry).where(waiting).values(reason=freed))
+        if what == "replays":
+            condition = and_(one, entry.c.duplicate_of.is_(None))
+            replay_now(self.drain, f"review:{number}", condition, who="person", saw="s", deadline=FOREVER)
 
     # What holds whatever happened
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Text,
     and_,
+    case,
     cast,
     exists,
     func,
@@ -342,14 +343,10 @@ def settle(
         )
     ).rowcount
     back = entry.alias("back")
+    came_back = passed.join(back, back.c.return_of == job_entry.c.entry)
     tx.execute(  # the consumer may have been faster than our bookkeeping
         update(entry)
-        .where(
-            entry.c.id.in_(passed),
-            entry.c.state == "replayed",
-            entry.c.job == settled.id,
-            exists().where(back.c.return_of == entry.c.id),
-        )
+        .where(entry.c.id.in_(came_back), entry.c.state == "replayed", entry.c.job == settled.id)
         .values(state="returned", reason="its replay failed again")
     )
     add_deliveries(tx, settled.id, delivered, sent_at)
@@ -456,23 +453,26 @@ def segment_uris(tx: Connection, ids: Iterable[int]) -> dict[int, tuple[str, str
     return found
 
 
+def _passed(job_id: str, first: int, last: int, progress: Mapping[int, int]) -> ColumnElement[bool]:
+    """Deliveries of ordinals ``first`` ≤ n < ``last`` before the consuming group's position. (Written so that no index
+    of places is used for it: those of all jobs lie below a position, those of a step are few.)"""
+    position = case(dict(progress), value=delivery.c.part, else_=-1)
+    return and_(
+        delivery.c.job == job_id,
+        delivery.c.ordinal >= first,
+        delivery.c.ordinal < last,
+        delivery.c.pos < position,
+    )
+
+
 def confirm_below(tx: Connection, job_id: str, first: int, last: int, progress: Mapping[int, int]) -> int:
     """Confirm what was delivered before the consuming group's position, ordinals ``first`` ≤ n < ``last``."""
-    done = 0
-    for part, position in progress.items():
-        passed = (
-            select(job_entry.c.entry)
-            .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
-            .where(
-                delivery.c.job == job_id,
-                delivery.c.ordinal >= first,
-                delivery.c.ordinal < last,
-                delivery.c.part == part,
-                delivery.c.pos < position,
-            )
-        )
-        done += tx.execute(_confirm.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount
-    return done
+    passed = (
+        select(job_entry.c.entry)
+        .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
+        .where(_passed(job_id, first, last, progress))
+    )
+    return int(tx.execute(_confirm.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount)
 
 
 _confirm = (
@@ -480,19 +480,19 @@ _confirm = (
 )
 
 
-def confirm_keys(tx: Connection, job_id: str, keys: Iterable[str]) -> int:
-    """Confirm by idempotency key."""
+def confirm(tx: Connection, job_id: str, ordinals: Iterable[int]) -> int:
+    """Confirm these lines of the job."""
     done = 0
-    for some in batched(keys, 500):
-        ours = select(job_entry.c.entry).where(job_entry.c.job == job_id, job_entry.c.idem_key.in_(some))
+    for some in batched(ordinals, 500):
+        ours = select(job_entry.c.entry).where(job_entry.c.job == job_id, job_entry.c.ordinal.in_(some))
         done += tx.execute(_confirm.where(entry.c.id.in_(ours), entry.c.job == job_id)).rowcount
     return done
 
 
-def awaited_keys(tx: Connection, job_id: str, first: int, last: int) -> list[str]:
-    """The keys of what was sent and whose outcome is not known."""
+def awaited(tx: Connection, job_id: str, first: int, last: int, limit: int) -> dict[str, int]:
+    """The keys, with their ordinals, of the first lines sent whose outcome is not known."""
     rows = tx.execute(
-        select(job_entry.c.idem_key)
+        select(job_entry.c.idem_key, job_entry.c.ordinal)
         .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
         .where(
             job_entry.c.job == job_id,
@@ -500,26 +500,16 @@ def awaited_keys(tx: Connection, job_id: str, first: int, last: int) -> list[str
             job_entry.c.ordinal < last,
             entry.c.state == "replayed",
         )
+        .order_by(job_entry.c.ordinal)
+        .limit(limit)
     )
-    return [str(r[0]) for r in rows]
+    return {str(key): int(ordinal) for key, ordinal in rows}
 
 
 def passed_below(tx: Connection, job_id: str, first: int, last: int, progress: Mapping[int, int]) -> int:
     """How many deliveries of the ordinals the consuming group has passed."""
-    total = 0
-    for part, position in progress.items():
-        total += tx.execute(
-            select(func.count())
-            .select_from(delivery)
-            .where(
-                delivery.c.job == job_id,
-                delivery.c.ordinal >= first,
-                delivery.c.ordinal < last,
-                delivery.c.part == part,
-                delivery.c.pos < position,
-            )
-        ).scalar_one()
-    return total
+    passed = select(func.count()).select_from(delivery).where(_passed(job_id, first, last, progress))
+    return int(tx.execute(passed).scalar_one())
 
 
 def outcomes(tx: Connection, job_id: str, first: int, last: int) -> dict[str, int]:

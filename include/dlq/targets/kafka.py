@@ -29,6 +29,8 @@ _TRANSACTION_MS = 15_000
 """An open transaction stalls every read_committed consumer of the target: the broker ends a dead one after this."""
 
 _GROUPS = 100  # looked at, at most
+_SLICE_S = 0.1
+
 _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
 _FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
 # A transactional producer's fatal error is another writer's init. It must never open itself again: two would
@@ -283,7 +285,8 @@ class KafkaWriter:
     ) -> None:
         self._reader.close()
         self._producer.purge()
-        self._serve(0)
+        with suppress(KafkaException, SystemError):  # see _serve
+            self._producer.flush(0)
 
     def cursor(self) -> int | None:
         try:
@@ -353,11 +356,15 @@ class KafkaWriter:
         return self._sent
 
     def _serve(self, seconds: float) -> None:
-        """Wait for delivery reports. The client raises its fatal error (another writer's init) out of any call
-        that serves
-        them, from inside a report as a SystemError; the transactional call that follows says what it is."""
+        """Wait for delivery reports, until one says that the transaction is lost: the client sends nothing more of it.
+
+        The client raises its fatal error (another writer's init) out of any call that serves reports, from inside one
+        as a SystemError; the transactional call that follows says what it is.
+        """
+        until = time.monotonic() + seconds
         with suppress(KafkaException, SystemError):
-            self._producer.flush(seconds)
+            while self._producer.flush(_SLICE_S) and not self._failed and time.monotonic() < until:
+                pass
 
     def _call(self, call: Any, *arguments: Any, deadline: float | None = None) -> None:
         """A transactional call, again while the client says that it may be: a commit that timed out is
