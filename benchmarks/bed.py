@@ -49,9 +49,7 @@ class Queue:
         return open_drain(self.config, run_id=run, connections=self.connections, lease_s=7200)
 
     def attach(self, run: str = "drain") -> Drain:
-        return Drain.attach(
-            drain_id(self.config.name, run), config=self.config, connections=self.connections
-        )
+        return Drain.attach(drain_id(self.config.name, run), config=self.config, connections=self.connections)
 
 
 def release(drain: Drain) -> None:

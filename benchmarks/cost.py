@@ -92,7 +92,9 @@ def reset_peak() -> None:
 
 
 def peak_mib() -> float:
-    """The most memory this process held since it began or was reset, MiB. (``ru_maxrss`` would count its parent's too.)"""
+    """The most memory this process held since it began or was reset, MiB. (``ru_maxrss`` would count its
+    parent's too.)
+    """
     if sys.platform != "linux":
         return float("nan")
     found = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -16,7 +16,9 @@ _FAILED_AT_MS = 1_764_000_000_000
 
 
 def letter(number: int, origin: str) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """The ``number``-th dead letter's key, value and headers; about half of the value doesn't compress, as ids don't."""
+    """The ``number``-th dead letter's key, value and headers; about half of the value doesn't compress, as ids
+    don't.
+    """
     order = {
         "order": number,
         "customer": {"id": os.urandom(16).hex(), "name": "A. Customer", "country": "DE", "segment": "retail"},
@@ -89,4 +91,6 @@ def fill(bootstrap: str, topic: str, count: int, *, origin: str, parts: int) -> 
             producer.poll(0)
     producer.flush(60)
     if refused:
-        raise RuntimeError(f"{topic}: {len(refused)} of {count} dead letters were refused: {refused[0].str()}")
+        raise RuntimeError(
+            f"{topic}: {len(refused)} of {count} dead letters were refused: {refused[0].str()}"
+        )

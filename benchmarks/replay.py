@@ -20,7 +20,9 @@ from dlq.ports import Output
 from dlq.triage import categorize
 
 GOALS: dict[int, float | None] = {100: None, 1_000: 0.7, 10_000: None}
-"""Records a transaction, and the share of the raw loop's speed to reach. (8 MiB bound a transaction too: 10,000 are about 7,000.)"""
+"""Records a transaction, and the share of the raw loop's speed to reach. (8 MiB bound a transaction too:
+10,000 are about 7,000.)
+"""
 
 
 def run(bed: Bed, *, records: int, rounds: int) -> str:

@@ -116,8 +116,7 @@ def verify_conservation(drain: Drain) -> dict[str, Any]:
     if proven:
         said = (
             f"proven: {held['before']} before + {held['taken']} taken = {held['settled']} settled"
-            f" + {held['unsettled']} unsettled; "
-            + "; ".join(f"{k}: {v}" for k, v in proof.witnesses.items())
+            f" + {held['unsettled']} unsettled; " + "; ".join(f"{k}: {v}" for k, v in proof.witnesses.items())
         )
     else:
         said = "NOT PROVEN: " + "; ".join([*(f"{law} ({n})" for law, n in proof.laws.items()), *failed])
@@ -231,7 +230,7 @@ def _target(drain: Drain, tx: Connection) -> str:
 
 
 def accounts(drain: Drain, tx: Connection) -> dict[str, int]:
-    """What the ledger says now of a drain's entries: unsettled before it, taken, settled, unsettled; and what was lost."""
+    """A drain's accounts as the ledger has them now: unsettled before, taken, settled, unsettled, and what was lost."""
 
     def count(*conditions: Any) -> int:
         return int(

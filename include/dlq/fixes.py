@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 
 from dlq import plan as planning
 from dlq.drain import Drain
@@ -19,7 +19,7 @@ from dlq.errors import Refused
 from dlq.ledger.schema import entry, grp
 from dlq.orchestrator import OrchestratorError
 from dlq.pace import CANARY
-from dlq.replay import ready_now, replay_now
+from dlq.replay import Ran, ready_now, run_jobs
 
 _REMEDY = "raise_quota"
 
@@ -146,20 +146,8 @@ def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
     freed, rolled_back, said = 0, [], []
     for fix in applied:
         ours = and_(entry.c.reason == "waiting_for_fix", entry.c.grp.in_(fix["groups"]))
-        first = (
-            select(entry.c.id).where(planning.sendable(drain), ours).order_by(entry.c.id).limit(sum(CANARY))
-        )
-        with drain.ledger.read() as tx:
-            ids = list(tx.execute(first).scalars())
-        ran = replay_now(
-            drain,
-            f"canary_fix:{fix['plugin']}",
-            and_(planning.sendable(drain), entry.c.id.in_(ids)),
-            who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
-            saw=f"{fix['plugin']} at {fix['proposed']}",
-            deadline=deadline,
-        )
-        if ran and all(r.ended == "done" for r in ran):
+        ran = _try(drain, fix, ours, deadline)
+        if all(r.ended == "done" for r in ran) and any(r.tally.confirmed for r in ran):
             n = ready_now(drain, ours, "fixed")
             freed += n
             said.append(
@@ -167,15 +155,15 @@ def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
             )
             continue
         rolled_back.append(fix["plugin"])
-        said.append(f"{fix['plugin']}: the canary failed; {_roll_back(drain, fix)}")
-        ready_now(
-            drain,
-            and_(
-                entry.c.reason.in_(("waiting_for_fix", "canary_failed", "gate_failed")),
-                entry.c.grp.in_(fix["groups"]),
-            ),
-            "fix_failed",
-        )
+        if any(r.ended == "gate_failed" for r in ran):
+            said.append(f"{fix['plugin']}: the canary failed; {_roll_back(drain, fix)}")
+            ready_now(drain, ours, "fix_failed")
+        else:
+            stopped = next((r.ended for r in ran if r.ended != "done"), "nothing could be sent")
+            said.append(
+                f"{fix['plugin']}: could not be tried ({stopped.replace('_', ' ')}), so the entries wait on; "
+                f"{_roll_back(drain, fix)}"
+            )
     drain.note(
         "canary_fix",
         "; ".join(said),
@@ -184,6 +172,26 @@ def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
         freed=freed,
     )
     return {"passed": not rolled_back, "rolled_back": rolled_back, "freed": freed, "said": "; ".join(said)}
+
+
+def _try(drain: Drain, fix: dict[str, Any], ours: ColumnElement[bool], deadline: float) -> list[Ran]:
+    """The canary's jobs and how they ended; a retry goes on with those there are, and judges no others."""
+    stage = f"canary_fix:{fix['plugin']}:{fix['proposed']:g}"
+    if jobs := planning.made(drain, stage):
+        return run_jobs(drain, jobs, deadline)
+    may = and_(planning.sendable(drain), planning.heads(drain), ours)
+    with drain.ledger.read() as tx:
+        ids = list(
+            tx.execute(select(entry.c.id).where(may).order_by(entry.c.id).limit(sum(CANARY))).scalars()
+        )
+    jobs = planning.make(
+        drain,
+        stage,
+        and_(may, entry.c.id.in_(ids)),
+        who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
+        saw=f"{fix['plugin']} at {fix['proposed']}",
+    )
+    return run_jobs(drain, jobs, deadline)
 
 
 def _roll_back(drain: Drain, fix: dict[str, Any]) -> str:

@@ -185,9 +185,7 @@ class Intake:
                 rows = self._rows(prepared, shas, source, segment, returns)
                 new = custody.add_entries(tx, rows)
                 came_back = {
-                    s.entry
-                    for n, s in returns.items()
-                    if s.payload_sha == shas[n] and s.state != "handed_back"
+                    s.entry for n, s in returns.items() if s.payload_sha == shas[n] and not s.handed_back
                 }
                 custody.mark_returned(tx, sorted(came_back), drain.id)
                 done.returns += len(came_back)
@@ -246,9 +244,11 @@ class Intake:
                 reason = record.flaw
             elif (original := returns.get(number)) is not None:
                 if original.payload_sha == sha:
-                    handed_back = original.state == "handed_back"
-                    return_of, attempts = original.entry, original.attempts + (not handed_back)
-                    reason = "handed_back_again" if handed_back else "returned"
+                    return_of, attempts = original.entry, original.attempts + (not original.handed_back)
+                    if original.handed_back:
+                        reason = "handed_back_again"
+                    elif reason == "new":  # of a first intake it waits for a decision, like all there
+                        reason = "returned"
                 else:
                     reason = "conflict"  # it says it is our replay, but carries something else
             topic = fixed or what.origin_topic

@@ -204,7 +204,9 @@ class JobRun:
         """Halve a refused batch until the culprit is alone, then leave it out, written down before the cursor
         may pass it.
         """
-        culprit = chunk if len(chunk) == 1 else [i for i in chunk if fault.certain and i.ordinal == fault.ordinal]
+        culprit = (
+            chunk if len(chunk) == 1 else [i for i in chunk if fault.certain and i.ordinal == fault.ordinal]
+        )
         if culprit:
             self._skip(culprit[0], fault.reason)
             return

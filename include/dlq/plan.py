@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, true, update
 
 from dlq import clock
 from dlq.drain import Drain
@@ -70,6 +70,17 @@ def _blocked(drain: Drain, passing: Sequence[str]) -> ColumnElement[bool]:
     return exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id, waits)
 
 
+def heads(drain: Drain) -> ColumnElement[bool]:
+    """In a queue ordered by key: nothing unsettled comes before it in its key."""
+    if drain.config.target.ordering != "per_key":
+        return true()
+    earlier = entry.alias("before")
+    return or_(
+        entry.c.key_hash.is_(None),
+        ~exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id),
+    )
+
+
 def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
     return and_(
         other.c.queue == drain.queue, other.c.key_hash == entry.c.key_hash, other.c.settled_drain.is_(None)
@@ -89,6 +100,22 @@ def unfinished(drain: Drain, stage: str) -> list[ledger.Job]:
             plan.c.stage == stage,
             job.c.plan.in_(left),
             or_(job.c.state != "closed", job.c.canary == 1),
+        )
+
+
+def made(drain: Drain, stage: str) -> list[ledger.Job]:
+    """The jobs that were approved for this drain's stage, closed ones too: for a retry to see what it did.
+
+    Those of an earlier life of the drain, which its opening closed, are none of its own.
+    """
+    earlier = select(job.c.plan).where(job.c.drain == drain.id, job.c.ended == ledger.CLOSED_LATER)
+    with drain.ledger.read() as tx:
+        return ledger.find(
+            tx,
+            plan.c.drain == drain.id,
+            plan.c.stage == stage,
+            plan.c.decision.is_not(None),
+            plan.c.id.not_in(earlier),
         )
 
 
@@ -162,10 +189,7 @@ def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
     of keys.
     """
     most = sum(CANARY)
-    if drain.config.target.ordering == "per_key":
-        earlier = entry.alias("before")
-        head = ~exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id)
-        condition = and_(condition, or_(entry.c.key_hash.is_(None), head))
+    condition = and_(condition, heads(drain))
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:
         rows = tx.execute(

@@ -83,7 +83,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
         with drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, 0, found.size)
         tally = Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
-        return Ran(job_id, found.cursor, 0, tally, found.ended or "done")
+        return Ran(job_id, _sent(tally), 0, tally, found.ended or "done")
     limits = drain.config.limits
     pacer = Pacer(limits.batch, limits.gate, canary=found.canary)
     ended: str | None = None
@@ -91,16 +91,15 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
         if not outcomes.consumed(run.job.target):
             ended = "nobody_consumes"
         elif run.cursor:  # what an earlier try sent is judged before anything more goes
-            ended = _judged(pacer, outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline))
+            tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, deadline)
+            ended = _judged(pacer, tally, last=run.cursor == run.job.size)
         while ended is None and run.cursor < run.job.size:
             first = run.cursor
             last = run.send(first + pacer.size, deadline)
             if progress is not None:
                 progress(last, run.job.size)
             tally = outcomes.wait(job_id, run.job.target, first, last, deadline)
-            ended = _judged(pacer, tally)
-            if tally.known < KNOWN and ended is None and last < run.job.size:
-                ended = "no_outcome"
+            ended = _judged(pacer, tally, last=last == run.job.size)
             if ended is None and run.cursor < run.job.size and time.monotonic() >= deadline:
                 ended = "deadline"
             elif ended is None and last == first:
@@ -110,15 +109,25 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
         last_word = time.monotonic() + (_LAST_WORD_S if ended == "done" else 0.0)
         tally = outcomes.wait(job_id, run.job.target, 0, run.cursor, min(deadline, last_word), share=1.0)
         run.close(ended, run.job.rest(_REST.get(ended, "ready")))
-        done = Ran(job_id, run.cursor, run.skipped, tally, ended)
+        done = Ran(job_id, _sent(tally), run.skipped, tally, ended)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         duplicates.settle(tx, drain.queue, drain.id)
     return done
 
 
-def _judged(pacer: Pacer, tally: Tally) -> str | None:
-    """Why a job must stop; a step of which all was left out says nothing."""
-    return pacer.judge(tally.success) if tally.confirmed + tally.returned + tally.awaited else None
+def _sent(tally: Tally) -> int:
+    """The cursor counts what was left out, too."""
+    return tally.confirmed + tally.returned + tally.awaited
+
+
+def _judged(pacer: Pacer, tally: Tally, *, last: bool) -> str | None:
+    """Why a job must stop; a step of which all was left out says nothing. Too little is known for going on below
+    :data:`KNOWN`: behind the last step of a job nothing comes that it could let through, but behind a canary's does.
+    """
+    ended = pacer.judge(tally.success) if _sent(tally) else None
+    if ended is None and tally.known < KNOWN and (pacer.canary or not last):
+        return "no_outcome"
+    return ended
 
 
 def replay_canary(
@@ -332,7 +341,7 @@ def finish_earlier(drain: Drain) -> None:
     for one in (j for j in left if j.state in ("approved", "running")):
         try:
             with JobRun(drain, one.id) as run:
-                freed = run.close("closed by a later drain", one.rest("ready"))
+                freed = run.close(ledger.CLOSED_LATER, one.rest("ready"))
                 drain.note(
                     "open_drain",
                     f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again",

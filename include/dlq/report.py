@@ -136,7 +136,7 @@ def summarise(data: ReportData) -> str:
     most = 12 - len(lines)
     shown = data.open if len(data.open) <= most else data.open[: most - 1]
     lines += [
-        f"  {o.count:>7,}  {o.owner}: {_REASONS.get(o.reason, _words(o.reason))} · {o.signature}"[:110]
+        _cut(f"  {o.count:>7,}  {o.owner}: {_REASONS.get(o.reason, _words(o.reason))} · {o.signature}", 110)
         for o in shown
     ]
     if len(shown) < len(data.open):
@@ -250,6 +250,10 @@ def _told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.6g}"
     return "–" if value is None else str(value)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _one_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, not_, or_, select, update
@@ -16,11 +16,14 @@ from dlq.entry import FLAWS
 from dlq.ledger import duplicates
 from dlq.ledger import jobs as ledger_jobs
 from dlq.ledger.jobs import Cut
+from dlq.ledger.schema import decision as decisions
 from dlq.ledger.schema import draft, entry, grp, source, work
-from dlq.replay import replay_now, run_jobs
+from dlq.replay import Ran, replay_now, run_jobs
 from dlq.triage import FIXES
 
 _PERSONAL = ("open", "ambiguous")
+_CHOICES = {"work": ("leave", "replay", "discard"), "draft": ("leave", "replay")}
+"""What may be chosen, by what is proposed."""
 
 
 def file_work(drain: Drain, *, besides: ColumnElement[bool] | None = None) -> list[dict[str, Any]]:
@@ -132,7 +135,7 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
                 "component": w["component"],
                 "owner": w["owner"],
                 "hash": _work_hash(tx, w["id"]),
-                "choices": ["leave", "replay", "discard"],
+                "choices": list(_CHOICES["work"]),
                 "summary": f"{w['count']} x {w['error_type']} in {w['component']}: "
                 f"{w['reason'].replace('_', ' ')}; owner {w['owner']}",
             }
@@ -169,7 +172,7 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
             "component": d["component"],
             "owner": d["owner"],
             "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]),
-            "choices": ["leave", "replay"],
+            "choices": list(_CHOICES["draft"]),
             "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by "
             f"{d['who']}, sum {d['payload_sha'][:12]}",
         }
@@ -178,11 +181,12 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
     return found
 
 
-def _work_hash(tx: Connection, work_id: int) -> str:
+def _work_hash(tx: Connection, work_id: int, drafted: Sequence[int] = ()) -> str:
+    """The hash of a work's entries; those of ``drafted`` count, whatever became of them since."""
     digest = hashlib.sha256()
     rows = tx.execute(
         select(entry.c.id, entry.c.payload_sha)
-        .where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL))
+        .where(entry.c.work == work_id, or_(entry.c.state.in_(_PERSONAL), entry.c.id.in_(drafted)))
         .order_by(entry.c.id)
     )
     for row in rows.yield_per(5000):
@@ -206,30 +210,40 @@ def apply_review(
     totals = {"replayed": 0, "confirmed": 0, "returned": 0, "discarded": 0, "left": 0}
     refused: list[str] = []
     offered = {p["subject"]: p for p in proposals(drain, drain.queue)}
-    # A draft replaces its entry: what is drafted is not sent as it was.
+    # A draft replaces its entry: what is drafted is not sent as it was, nor discarded, even where the draft can't be
+    # sent. So drafts come first, and a work's hash is of the entries it had before them.
+    drafted = _drafted(drain, choices)
     for subject, choice in sorted(choices.items(), key=lambda c: not c[0].startswith("draft ")):
         wanted = choice["choice"]
         offer = offered.get(subject)
         if wanted == "leave":
             totals["left"] += offer["count"] if offer else 0
             continue
-        if offer is None or offer["hash"] != choice["hash"] or wanted not in offer["choices"]:
+        what, number = subject.split()[0], int(subject.split()[1])
+        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            now = _work_hash(tx, number, drafted) if what == "work" else offer and offer["hash"]
+            decision = _decided(tx, drain, subject, choice)
+            same = now == choice["hash"] and wanted in _CHOICES[what]
+            if same and decision is None:
+                decision = ledger_jobs.record_decision(
+                    tx, drain.queue, who, f"review:{wanted}", subject, choice["hash"], wanted, drain.id
+                )
+            if same and wanted == "discard":
+                totals["discarded"] += _discard(tx, drain, number, drafted, decision or 0)
+        jobs = planning.made(drain, f"review:{subject}")
+        if decision is None or not (same or jobs or wanted == "discard"):
             refused.append(
                 f"{subject}: it changed since it was looked at, or {wanted!r} is no choice; look again"
             )
             continue
-        number = int(subject.split()[1])
-        with drain.ledger.write(drain.queue, drain.epoch) as tx:
-            decision = ledger_jobs.record_decision(
-                tx, drain.queue, who, f"review:{wanted}", subject, choice["hash"], wanted, drain.id
-            )
-        if subject.startswith("draft "):
-            ran = _replay_draft(drain, number, who, decision, deadline)
-        elif wanted == "discard":
-            totals["discarded"] += _discard(drain, number, decision)
+        if wanted == "discard":
             continue
+        if not same:  # an earlier try of this stage got as far as its plan
+            ran = run_jobs(drain, jobs, deadline)
+        elif what == "draft":
+            ran = _replay_draft(drain, number, who, decision, deadline)
         else:
-            ran = _replay_work(drain, number, who, decision, deadline)
+            ran = _replay_work(drain, number, drafted, who, decision, deadline)
         for one in ran:
             totals["replayed"] += one.sent
             totals["confirmed"] += one.tally.confirmed
@@ -249,15 +263,38 @@ def apply_review(
     return {**totals, "refused": refused, "said": said}
 
 
-def _discard(drain: Drain, work_id: int, decision: int) -> int:
-    with drain.ledger.write(drain.queue, drain.epoch) as tx:
-        return int(
-            tx.execute(
-                update(entry)
-                .where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL))
-                .values(state="discarded", settled_drain=drain.id, reason=f"discarded by decision {decision}")
-            ).rowcount
+def _drafted(drain: Drain, choices: Mapping[str, Mapping[str, str]]) -> list[int]:
+    """The entries that a draft is to replace."""
+    chosen = [
+        int(subject.split()[1])
+        for subject, choice in choices.items()
+        if subject.startswith("draft ") and choice["choice"] == "replay"
+    ]
+    with drain.ledger.read() as tx:
+        return list(tx.execute(select(draft.c.entry).where(draft.c.id.in_(chosen))).scalars())
+
+
+def _decided(tx: Connection, drain: Drain, subject: str, choice: Mapping[str, str]) -> int | None:
+    """The decision an earlier try of this drain wrote down: done, or to be gone on with."""
+    found = tx.execute(
+        select(decisions.c.id).where(
+            decisions.c.drain == drain.id,
+            decisions.c.kind == f"review:{choice['choice']}",
+            decisions.c.subject == subject,
+            decisions.c.saw == choice["hash"],
         )
+    ).scalar()
+    return None if found is None else int(found)
+
+
+def _discard(tx: Connection, drain: Drain, work_id: int, drafted: Sequence[int], number: int) -> int:
+    return int(
+        tx.execute(
+            update(entry)
+            .where(entry.c.work == work_id, entry.c.state.in_(_PERSONAL), entry.c.id.not_in(drafted))
+            .values(state="discarded", settled_drain=drain.id, reason=f"discarded by decision {number}")
+        ).rowcount
+    )
 
 
 def _freed(drain: Drain, ours: Any, decision: int) -> None:
@@ -269,8 +306,10 @@ def _freed(drain: Drain, ours: Any, decision: int) -> None:
         )
 
 
-def _replay_work(drain: Drain, work_id: int, who: str, decision: int, deadline: float) -> list[Any]:
-    ours = entry.c.work == work_id
+def _replay_work(
+    drain: Drain, work_id: int, drafted: Sequence[int], who: str, decision: int, deadline: float
+) -> list[Ran]:
+    ours = and_(entry.c.work == work_id, entry.c.id.not_in(drafted))
     _freed(drain, ours, decision)
     sendable = and_(
         ours,
@@ -285,7 +324,7 @@ def _replay_work(drain: Drain, work_id: int, who: str, decision: int, deadline: 
     )
 
 
-def _replay_draft(drain: Drain, draft_id: int, who: str, decision: int, deadline: float) -> list[Any]:
+def _replay_draft(drain: Drain, draft_id: int, who: str, decision: int, deadline: float) -> list[Ran]:
     """The edited value replaces the original: one entry, one effect."""
     with drain.ledger.read() as tx:
         row = tx.execute(

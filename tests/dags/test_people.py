@@ -1,4 +1,6 @@
-"""What people see and decide, in a real Airflow on a real broker: forms, logs, reports. Each test goes on from the last."""
+"""What people see and decide, in a real Airflow on a real broker: forms, logs, reports. Each test goes on from
+the last.
+"""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.rig import Rig, rigs
 
 from dlq_demo.broker import Broker
-from tests.integration.rig import Rig, rigs
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A queue to drain on a real broker, its target's consumer, worker processes to kill, and the accounts to hold against each other."""
+"""A queue to drain on a real broker, its target's consumer, worker processes to kill, and the accounts to hold
+against each other.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,31 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import text
+from tests.integration import worker
 
 from dlq.archive import Archive, Rows
 from dlq.config import QueueConfig
@@ -33,11 +45,12 @@ from dlq.ports import Connection, Connections
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import categorize
 from dlq_demo.broker import create_topic
-from tests.integration import worker
 
 # A server that has imported everything: from it a worker starts in milliseconds.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["pytest", "pandas", "tests.integration.worker"])  # pandas: pyarrow imports it where it is installed
+_FORKS.set_forkserver_preload(
+    ["pytest", "pandas", "tests.integration.worker"]
+)  # pandas: pyarrow imports it where it is installed
 
 TRANSIENT = ("TransientNetwork", "RateLimit", "PluginTimeout")
 """Error types the taxonomy retries; the others wait for a fix or a person."""
@@ -71,14 +84,23 @@ def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0
 
 
 def failure(
-    number: int, error_type: str, *, topic: str = "elsewhere", part: int = 0, offset: int | None = None, **extra: bytes
+    number: int,
+    error_type: str,
+    *,
+    topic: str = "elsewhere",
+    part: int = 0,
+    offset: int | None = None,
+    **extra: bytes,
 ) -> list[tuple[str, bytes | None]]:
     """What the orchestrator writes onto the ``number``-th dead letter, after the failed record's own headers."""
     return [
         ("tenant", b"t%d" % (number % 7)),
         ("correlation-id", b"c-%d" % number),
         ("dedupe-key", b"d-%d" % number),
-        ("traceparent", b"00-%s-00f067aa0ba902b7-01" % uuid.uuid5(uuid.NAMESPACE_OID, str(number)).hex.encode()),
+        (
+            "traceparent",
+            b"00-%s-00f067aa0ba902b7-01" % uuid.uuid5(uuid.NAMESPACE_OID, str(number)).hex.encode(),
+        ),
         ("retry-count", b"0"),
         ("wf-error-type", error_type.encode()),
         ("wf-error-message", b"HTTP 503 from upstream" if error_type in TRANSIENT else b"it broke"),
@@ -100,7 +122,8 @@ class Rig:
     """One queue: DLQ and origin topics, ledger and archive of its own, under names nobody else uses.
 
     :param limits: of the queue's file; ``target`` too.
-    :param tuning: of worker processes and of drains opened here: ``batch`` (entries an intake batch), ``records`` (a transaction).
+    :param tuning: of worker processes and of drains opened here: ``batch`` (entries an intake batch),
+    ``records`` (a transaction).
     """
 
     def __init__(
@@ -120,14 +143,24 @@ class Rig:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.queue = f"q{uuid.uuid4().hex[:10]}"
-        self.dlq, self.origin, self.group = f"{self.queue}.dlq", f"{self.queue}.orders", f"{self.queue}.workers"
+        self.dlq, self.origin, self.group = (
+            f"{self.queue}.dlq",
+            f"{self.queue}.orders",
+            f"{self.queue}.workers",
+        )
         self.tuning = {"lease_s": 300.0, "grace_s": 0.0, "batch": 5_000, "records": 1_000, **(tuning or {})}
         create_topic(bootstrap, self.dlq, parts, {"max.message.bytes": "8388608", **(dlq_config or {})})
         create_topic(bootstrap, self.origin, parts, origin_config)
         self.data = {
             "name": self.queue,
             "source": {"kind": "kafka", "connection": "kafka", "topic": self.dlq, "start": "earliest"},
-            "target": {"kind": "kafka", "connection": "kafka", "allow": [self.origin], "group": self.group, **(target or {})},
+            "target": {
+                "kind": "kafka",
+                "connection": "kafka",
+                "allow": [self.origin],
+                "group": self.group,
+                **(target or {}),
+            },
             "limits": {"dr": 1_000_000, **(limits or {})},
             "outcome": {"grace": "30ms", "deadline": "20s", **(outcome or {})},
             "ledger": f"sqlite:///{folder}/ledger.db",
@@ -180,7 +213,12 @@ class Rig:
         **settings: Any,
     ) -> list[tuple[int, int]]:
         """Send records of (key, value, headers); returns where each went."""
-        config = {"bootstrap.servers": self.bootstrap, "linger.ms": 5, "message.max.bytes": 16 << 20, "partitioner": "murmur2_random"}
+        config = {
+            "bootstrap.servers": self.bootstrap,
+            "linger.ms": 5,
+            "message.max.bytes": 16 << 20,
+            "partitioner": "murmur2_random",
+        }
         producer = Producer(config)
         places: dict[int, tuple[int, int]] = {}
 
@@ -193,7 +231,9 @@ class Rig:
 
         sent = 0
         for number, (key, value, headers) in enumerate(records):
-            producer.produce(topic, value=value, key=key, headers=list(headers), on_delivery=report(number), **settings)
+            producer.produce(
+                topic, value=value, key=key, headers=list(headers), on_delivery=report(number), **settings
+            )
             sent += 1
             producer.poll(0)
         assert producer.flush(30) == 0
@@ -212,9 +252,72 @@ class Rig:
         admin = self.admin()
         admin.create_partitions([NewPartitions(topic, count)])[topic].result(10)
         wait_until(
-            lambda: [p.leader >= 0 for p in admin.list_topics(topic, timeout=10).topics[topic].partitions.values()] == [True] * count,
+            lambda: (
+                [
+                    p.leader >= 0
+                    for p in admin.list_topics(topic, timeout=10).topics[topic].partitions.values()
+                ]
+                == [True] * count
+            ),
             f"{count} partitions of {topic}",
         )
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in self.ends(topic)])
+        found = self.admin().list_consumer_group_offsets([asked])[group].result(10).topic_partitions
+        return {p.partition: p.offset for p in found if p.offset >= 0}
+
+    def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p, o) for p, o in offsets.items()])
+        self.admin().alter_consumer_group_offsets([asked])[group].result(10)
+
+    def delete_groups(self, *groups: str) -> None:
+        for future in self.admin().delete_consumer_groups(list(groups)).values():
+            future.result(10)
+
+    def ends(self, topic: str) -> dict[int, int]:
+        """The end of each partition, open transactions left out."""
+        client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "fresh"})
+        try:
+            parts = client.list_topics(topic, timeout=10).topics[topic].partitions
+            return {p: client.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in parts}
+        finally:
+            client.close()
+
+    def delete_records(self, topic: str, upto: Mapping[int, int]) -> None:
+        for future in (
+            self.admin().delete_records([TopicPartition(topic, p, o) for p, o in upto.items()]).values()
+        ):
+            future.result(10)
+
+    def delete_topic(self, topic: str) -> None:
+        admin = self.admin()
+        admin.delete_topics([topic])[topic].result(10)
+        wait_until(lambda: topic not in admin.list_topics(timeout=10).topics, f"{topic} is deleted")
+
+    # The ledger's file
+
+    @property
+    def _ledger_file(self) -> Path:
+        return self.folder / "ledger.db"
+
+    def back_up_ledger(self) -> Path:
+        """A copy, as a backup of a live database makes it."""
+        copy = self.folder / f"backup-{uuid.uuid4().hex}.db"
+        with closing(sqlite3.connect(self._ledger_file)) as live, closing(sqlite3.connect(copy)) as kept:
+            live.backup(kept)
+        return copy
+
+    def restore_ledger(self, backup: Path) -> None:
+        self.lose_ledger()
+        shutil.copyfile(backup, self._ledger_file)
+
+    def lose_ledger(self) -> None:
+        for drain in self._drains:
+            drain.close()
+        self._drains.clear()
+        for suffix in ("", "-wal", "-shm"):
+            self._ledger_file.with_name(f"ledger.db{suffix}").unlink(missing_ok=True)
 
     # Drains in this process
 
@@ -224,7 +327,13 @@ class Rig:
         deadline = time.monotonic() + 30
         while True:
             try:
-                drain = open_drain(self.config, run_id=run, connections=self.connections, lease_s=self.tuning["lease_s"], **how)
+                drain = open_drain(
+                    self.config,
+                    run_id=run,
+                    connections=self.connections,
+                    lease_s=self.tuning["lease_s"],
+                    **how,
+                )
                 break
             except QueueBusy:
                 if self.tuning["lease_s"] > 30 or time.monotonic() > deadline:
@@ -245,7 +354,9 @@ class Rig:
 
     def expire_lease(self) -> None:
         """As if the holder's lease had ended long ago."""
-        self.write("UPDATE queue SET lease_until = '2020-01-01T00:00:00.000+00:00' WHERE name = :q", q=self.queue)
+        self.write(
+            "UPDATE queue SET lease_until = '2020-01-01T00:00:00.000+00:00' WHERE name = :q", q=self.queue
+        )
 
     def begin(self) -> None:
         """The queue's first intake, while it is empty: what comes later needs no decision of a person."""
@@ -278,9 +389,18 @@ class Rig:
 
     # Worker processes
 
-    def worker(self, *steps: str, die: str | None = None, stop: str | Sequence[str] = (), **tuning: Any) -> Worker:
+    def worker(
+        self, *steps: str, die: str | None = None, stop: str | Sequence[str] = (), **tuning: Any
+    ) -> Worker:
         """A process of its own that does ``steps`` in turn; see :mod:`tests.integration.worker`."""
-        spec = {"config": self.config.model_dump(mode="json"), "bootstrap": self.bootstrap, **self.tuning, **tuning, "die": die, "stop": [stop] if isinstance(stop, str) else list(stop)}
+        spec = {
+            "config": self.config.model_dump(mode="json"),
+            "bootstrap": self.bootstrap,
+            **self.tuning,
+            **tuning,
+            "die": die,
+            "stop": [stop] if isinstance(stop, str) else list(stop),
+        }
         process = Worker(self.folder / f"worker-{len(self._workers)}", spec, steps)
         self._workers.append(process)
         return process
@@ -303,24 +423,35 @@ class Rig:
         finally:
             ledger.close()
 
+    def notes(self, drain: Drain) -> str:
+        """What a drain said in its timeline."""
+        return "\n".join(
+            r.text for r in self.sql("SELECT text FROM event WHERE drain = :d ORDER BY id", d=drain.id)
+        )
+
     def count(self, where: str = "TRUE") -> int:
         return int(self.sql(f"SELECT COUNT(*) FROM entry WHERE {where}")[0][0])
 
     def states(self) -> dict[str, int]:
         """How many entries are in each state; of open ones with each reason (``open:reason``)."""
-        rows = self.sql("SELECT CASE WHEN state = 'open' THEN 'open:' || reason ELSE state END, COUNT(*) FROM entry GROUP BY 1")
+        rows = self.sql(
+            "SELECT CASE WHEN state = 'open' THEN 'open:' || reason ELSE state END, COUNT(*) FROM entry GROUP BY 1"
+        )
         return {str(state): int(n) for state, n in rows}
 
     def log(self, topic: str, isolation: str = "read_committed") -> list[Seen]:
         return read_all(self.bootstrap, topic, isolation)
 
     def effects(self, *, when: str = "") -> list[Seen]:
-        """The replays on the origin as a read_committed consumer counts them; prints what a read_uncommitted one would."""
+        """The replays on the origin as a read_committed consumer counts them; prints what a read_uncommitted
+        one would.
+        """
         committed = [s for s in self.log(self.origin) if s.header("dlq-entry")]
         uncommitted = [s for s in self.log(self.origin, "read_uncommitted") if s.header("dlq-entry")]
         distinct = len({s.header("dlq-entry") for s in uncommitted})
         print(
-            f"{when or self.queue}: effects of {len({s.header('dlq-entry') for s in committed})} entries: {len(committed)} at read_committed, "
+            f"{when or self.queue}: effects of {len({s.header('dlq-entry') for s in committed})} entries: "
+            f"{len(committed)} at read_committed, "
             f"{len(uncommitted)} (of {distinct} entries) at read_uncommitted"
         )
         return committed
@@ -328,46 +459,67 @@ class Rig:
     # What must hold whatever was killed
 
     def check_custody(self) -> None:
-        """Each record of the DLQ is exactly one row, its bytes are in the archive, and the ranges chain without a gap."""
+        """Each record of the DLQ is exactly one row, its bytes are in the archive, and the ranges chain
+        without a gap.
+        """
         log = {(s.part, str(s.offset)): s for s in self.log(self.dlq)}
         rows = self.sql(
-            "SELECT e.part, e.place, e.payload_sha, s.uri, e.row_no FROM entry e JOIN segment s ON s.id = e.segment ORDER BY s.uri"
+            "SELECT e.part, e.place, e.payload_sha, s.uri, e.row_no FROM entry e JOIN segment s ON s.id = "
+            "e.segment ORDER BY s.uri"
         )
         places = Counter((r.part, r.place) for r in rows)
         assert not [p for p, n in places.items() if n > 1], "a place has two rows"
-        assert set(places) == set(log), f"{len(set(log) - set(places))} records have no row, {len(set(places) - set(log))} rows no record"
+        assert set(places) == set(log), (
+            f"{len(set(log) - set(places))} records have no row, {len(set(places) - set(log))} rows no record"
+        )
         archive, uri, segment = Archive(self.config.archive, self.queue), "", None
         for row in rows:
             if row.uri != uri:
                 uri, segment = row.uri, Rows(archive.read(row.uri))
             assert segment is not None
             stored, seen = segment[row.row_no], log[row.part, row.place]
-            assert (stored.key, stored.value, stored.headers, stored.timestamp_ms) == (seen.key, seen.value, seen.headers or (), seen.timestamp)
+            assert (stored.key, stored.value, stored.headers, stored.timestamp_ms) == (
+                seen.key,
+                seen.value,
+                seen.headers or (),
+                seen.timestamp,
+            )
             assert payload_sha(stored.key, stored.value) == row.payload_sha
         self.check_chain()
 
     def check_chain(self) -> None:
         gaps = self.sql(
-            "SELECT part, round, from_pos, prev FROM (SELECT part, round, from_pos, LAG(to_pos) OVER (PARTITION BY source, part ORDER BY round) "
+            "SELECT part, round, from_pos, prev FROM (SELECT part, round, from_pos, LAG(to_pos) OVER "
+            "(PARTITION BY source, part ORDER BY round) "
             "AS prev FROM intake) r WHERE prev IS NOT NULL AND from_pos <> prev"
         )
         assert gaps == [], f"the chain of ranges has a gap or an overlap: {gaps}"
 
     def check_effects(self, *, when: str = "") -> list[Seen]:
-        """What is settled as sent is on the target exactly once at read_committed, nothing else is, and each has its own bytes."""
+        """What is settled as sent is on the target exactly once at read_committed, nothing else is, and each
+        has its own bytes.
+        """
         seen = self.effects(when=when)
         on_target = Counter((s.header("dlq-job"), int(s.header("dlq-ordinal") or -1)) for s in seen)
         settled = self.sql(
-            "SELECT je.job, je.ordinal, je.idem_key, src.uri || '/' || e.part || '/' || e.place AS ref, e.part AS p, e.place AS o, d.part, d.pos "
+            "SELECT je.job, je.ordinal, je.idem_key, src.uri || '/' || e.part || '/' || e.place AS ref, e.part "
+            "AS p, e.place AS o, d.part, d.pos "
             "FROM entry e JOIN job_entry je ON je.entry = e.id AND je.job = e.job JOIN source src ON src.id = e.source "
             f"LEFT JOIN delivery d ON d.job = je.job AND d.ordinal = je.ordinal WHERE e.state IN {SENT}"
         )
         expected = Counter((r.job, r.ordinal) for r in settled)
         doubled = [k for k, n in on_target.items() if n > 1]
         assert not doubled, f"{len(doubled)} ordinals are on the target more than once: {doubled[:5]}"
-        assert on_target == expected, f"on the target, not settled: {len(on_target - expected)}; settled, not on the target: {len(expected - on_target)}"
-        assert max(Counter(s.header("dlq-entry") for s in seen).values(), default=1) == 1, "an entry had its effect twice"
-        assert max(Counter(s.header("dlq-key") for s in seen).values(), default=1) == 1, "a key was used twice"
+        assert on_target == expected, (
+            f"on the target, not settled: {len(on_target - expected)}; settled, not on the target: "
+            f"{len(expected - on_target)}"
+        )
+        assert max(Counter(s.header("dlq-entry") for s in seen).values(), default=1) == 1, (
+            "an entry had its effect twice"
+        )
+        assert max(Counter(s.header("dlq-key") for s in seen).values(), default=1) == 1, (
+            "a key was used twice"
+        )
         dead = {(s.part, str(s.offset)): s for s in self.log(self.dlq)}
         by_place = {(s.header("dlq-job"), int(s.header("dlq-ordinal") or -1)): s for s in seen}
         for row in settled:
@@ -393,7 +545,9 @@ class TargetConsumer(threading.Thread):
         or ``place`` (only where it failed).
     """
 
-    def __init__(self, rig: Rig, *, fails: Callable[[Seen], bool] = lambda _: False, keeps: str = "headers") -> None:
+    def __init__(
+        self, rig: Rig, *, fails: Callable[[Seen], bool] = lambda _: False, keeps: str = "headers"
+    ) -> None:
         super().__init__(daemon=True, name="target-consumer")
         self._rig = rig
         self._fails = fails
@@ -452,15 +606,26 @@ class TargetConsumer(threading.Thread):
             ends = {s.part: s.offset + 1 for s in batch}
             while not self._over.is_set():
                 try:
-                    client.commit(offsets=[TopicPartition(rig.origin, p, o) for p, o in ends.items()], asynchronous=False)
+                    client.commit(
+                        offsets=[TopicPartition(rig.origin, p, o) for p, o in ends.items()],
+                        asynchronous=False,
+                    )
                     break
                 except KafkaException:  # the broker may be the one that is killed
                     time.sleep(0.1)
         client.close()
 
     def _dead_letter(self, seen: Seen) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
-        own = [h for h in seen.headers or () if not h[0].startswith("wf-")] if self._keeps == "headers" else []
-        wrote = [h for h in failure(0, "TransientNetwork", topic=self._rig.origin, part=seen.part, offset=seen.offset) if h[0].startswith("wf-")]
+        own = (
+            [h for h in seen.headers or () if not h[0].startswith("wf-")] if self._keeps == "headers" else []
+        )
+        wrote = [
+            h
+            for h in failure(
+                0, "TransientNetwork", topic=self._rig.origin, part=seen.part, offset=seen.offset
+            )
+            if h[0].startswith("wf-")
+        ]
         return seen.key, seen.value, [*own, *wrote]
 
 
@@ -492,7 +657,9 @@ class Worker:
 
     def wait_said(self, step: str, seconds: float = 60) -> dict[str, Any]:
         def heard() -> dict[str, Any] | None:
-            assert self._process.is_alive() or self.said(step), f"worker ended ({self._process.exitcode}) before {step}: {self.words()}"
+            assert self._process.is_alive() or self.said(step), (
+                f"worker ended ({self._process.exitcode}) before {step}: {self.words()}"
+            )
             return self.said(step)
 
         return wait_until(heard, f"worker's step {step}", seconds=seconds)
@@ -500,7 +667,9 @@ class Worker:
     def wait(self, seconds: float = 120) -> int:
         """Wait for its end; returns 0, or the negative signal that killed it, or 3 after an error it has said."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"worker did not end within {seconds:.0f} s: {self.words()}"
+        assert self._process.exitcode is not None, (
+            f"worker did not end within {seconds:.0f} s: {self.words()}"
+        )
         return self._process.exitcode
 
     def kill_after(self, seconds: float) -> None:
@@ -514,7 +683,9 @@ class Worker:
 
     def expect_killed(self, seconds: float = 120) -> None:
         code = self.wait(seconds)
-        assert code == -signal.SIGKILL, f"worker should have died at its crash point, it ended with {code}: {self.words()}"
+        assert code == -signal.SIGKILL, (
+            f"worker should have died at its crash point, it ended with {code}: {self.words()}"
+        )
 
     def expect_fenced(self, seconds: float = 60, *, or_done: bool = False) -> None:
         """``or_done``: it may also find that nothing is left for it to do."""
@@ -522,7 +693,9 @@ class Worker:
         if or_done and code == 0:
             return
         said = self.said("error")
-        assert code == 3 and said is not None and said["fenced"], f"worker should have been fenced, it ended with {code}: {self.words()}"
+        assert code == 3, f"worker should have been fenced, it ended with {code}: {self.words()}"
+        assert said is not None, "it said nothing"
+        assert said["fenced"], self.words()
 
     @property
     def ended(self) -> bool:
@@ -538,7 +711,9 @@ class Worker:
         """Wait until it has stopped itself (SIGSTOP) at its crash point."""
 
         def stopped() -> bool:
-            assert not self.ended, f"worker ended ({self._process.exitcode}) before its crash point: {self.words()}"
+            assert not self.ended, (
+                f"worker ended ({self._process.exitcode}) before its crash point: {self.words()}"
+            )
             return self.stopped
 
         wait_until(stopped, "worker stopped at its crash point", seconds=seconds)
@@ -568,7 +743,8 @@ def finish(
     """Run ``steps`` in worker processes, killing one after the other as ``kills`` says; the last one is left alone.
 
     Each restart goes on as the same drain (attach), or, where ``new_drain(n)`` says so, as a new run that waits for the
-    dead one's lease to end. ``before`` is called before each start that is to be killed. Returns how many were killed at work.
+    dead one's lease to end. ``before`` is called before each start that is to be killed. Returns how many were
+    killed at work.
     """
     run, opened, killed = 0, False, 0
     for n, kill in enumerate([*kills, {}]):
@@ -585,14 +761,20 @@ def finish(
         killed += code == -signal.SIGKILL
         if code == 0 and kill:
             print(f"worker {n} ({begin}) got through before its kill: {kill}")
-        assert code in (0, -signal.SIGKILL), f"worker {n} ({begin}, {kill}) ended with {code}: {process.words()}"
+        assert code in (0, -signal.SIGKILL), (
+            f"worker {n} ({begin}, {kill}) ended with {code}: {process.words()}"
+        )
     return killed
 
 
-def random_kills(choose: random.Random, count: int, points: Sequence[str], *, most: int = 4, seconds: float = 1.5) -> list[dict[str, Any]]:
+def random_kills(
+    choose: random.Random, count: int, points: Sequence[str], *, most: int = 4, seconds: float = 1.5
+) -> list[dict[str, Any]]:
     """Kills at crash points (at most the ``most``-th time there) and, a third of them, at moments."""
     return [
-        {"after_s": round(choose.uniform(0.05, seconds), 3)} if choose.random() < 0.33 else {"die": f"{choose.choice(points)}:{choose.randint(1, most)}"}
+        {"after_s": round(choose.uniform(0.05, seconds), 3)}
+        if choose.random() < 0.33
+        else {"die": f"{choose.choice(points)}:{choose.randint(1, most)}"}
         for _ in range(count)
     ]
 
@@ -604,7 +786,9 @@ def seeded(name: str, default: int) -> random.Random:
     return random.Random(seed)
 
 
-def read_all(bootstrap: str, topic: str, isolation: str = "read_committed", *, seconds: float = 60) -> list[Seen]:
+def read_all(
+    bootstrap: str, topic: str, isolation: str = "read_committed", *, seconds: float = 60
+) -> list[Seen]:
     """Everything a fresh consumer finds in a topic, from its beginning to the end it has now."""
     client = Consumer(
         {
@@ -648,7 +832,9 @@ def _seen(message: Any) -> Seen:
         headers: tuple[tuple[str, bytes | None], ...] | None = tuple(_headers(message) or ())
     except (UnicodeDecodeError, SystemError):
         headers = None
-    return Seen(message.partition(), message.offset(), message.key(), message.value(), headers, message.timestamp()[1])
+    return Seen(
+        message.partition(), message.offset(), message.key(), message.value(), headers, message.timestamp()[1]
+    )
 
 
 def rigs(bootstrap: str, folder: Path) -> Iterator[Callable[..., Rig]]:
@@ -663,5 +849,3 @@ def rigs(bootstrap: str, folder: Path) -> Iterator[Callable[..., Rig]]:
     yield make
     for rig in made:
         rig.close()
-
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 from tests.integration.rig import OTHERS, TRANSIENT, Rig, finish, random_kills, seeded
 
 POINTS = ("ranged", "read", "segment", "rows", "untold", "told")
@@ -32,7 +31,9 @@ def test_intake_killed_at_each_crash_point_takes_every_record_once(make_rig: Cal
     check(rig, 400 * len(kills))
 
 
-def test_a_first_intake_killed_while_it_writes_its_beginning_down_begins_again(make_rig: Callable[..., Rig]) -> None:
+def test_a_first_intake_killed_while_it_writes_its_beginning_down_begins_again(
+    make_rig: Callable[..., Rig],
+) -> None:
     rig = make_rig(parts=3, tuning={"lease_s": 0.2, "batch": 100})
     rig.letters(400)
     kills = [{"die": "begun"}, {"die": "ranged"}, {"die": "rows:2"}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-
 from tests.integration.rig import OTHERS, TRANSIENT, Rig, finish, random_kills, seeded
 
 STEPS = ("take", "categorize", "canary", "batches", "remaining")
@@ -29,7 +28,11 @@ def test_a_replay_killed_at_each_crash_point_has_every_effect_once(make_rig: Cal
     rig.begin()
     consumer = rig.consumer()
     # each point twice: the restart is once the same drain, once a new one
-    kills = [{"die": f"{point}:{1 if point in ('proposed', 'approved') else n}"} for point in POINTS for n in (1, 2)]
+    kills = [
+        {"die": f"{point}:{1 if point in ('proposed', 'approved') else n}"}
+        for point in POINTS
+        for n in (1, 2)
+    ]
 
     def more() -> None:
         rig.letters(120, kinds=TRANSIENT)
@@ -51,7 +54,11 @@ def test_a_plan_killed_before_its_approval_is_made_again(make_rig: Callable[...,
     assert finish(rig, STEPS, kills, new_drain=lambda n: False) == 3
     check(rig, 60, 60)
     plans = rig.sql("SELECT withdrawn_at IS NULL, decision IS NULL FROM plan ORDER BY proposed_at")
-    assert [tuple(p) for p in plans] == [(0, 1), (0, 1), (1, 0)]  # two withdrawn without a decision, one approved
+    assert [tuple(p) for p in plans] == [
+        (0, 1),
+        (0, 1),
+        (1, 0),
+    ]  # two withdrawn without a decision, one approved
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
@@ -74,7 +81,9 @@ def test_intake_and_replay_killed_at_random_lose_nothing_and_double_nothing(
         rig.letters(330, kinds=(*TRANSIENT, *TRANSIENT, *OTHERS))
 
     killed = finish(rig, STEPS, plan, new_drain=lambda n: fresh[n], before=dead_letter_more)
-    print(f"{killed} of {kills} were killed at work; a live consumer counted {sum(consumer.effects.values())} effects")
+    print(
+        f"{killed} of {kills} were killed at work; a live consumer counted {sum(consumer.effects.values())} effects"
+    )
     consumer.stop()
     kinds = (*TRANSIENT, *TRANSIENT, *OTHERS)
     transient = sum(kinds[n % len(kinds)] in TRANSIENT for n in range(3_000 + more))

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tests.integration.rig import OTHERS, TRANSIENT, Rig
+
 from dlq.intake import take_custody
 from dlq.replay import drain_remaining
-from tests.integration.rig import OTHERS, TRANSIENT, Rig
 
 KINDS = (*TRANSIENT, *OTHERS)
 
@@ -52,7 +53,9 @@ def test_an_intake_ends_at_its_cut_off_though_the_queue_grows(make_rig: Callable
     rig.check_custody()
 
 
-def test_a_drain_of_a_growing_queue_ends_with_everything_settled_or_open_with_a_reason(make_rig: Callable[..., Rig]) -> None:
+def test_a_drain_of_a_growing_queue_ends_with_everything_settled_or_open_with_a_reason(
+    make_rig: Callable[..., Rig],
+) -> None:
     rig = make_rig(parts=6)
     rig.begin()
     consumer = rig.consumer()
@@ -70,14 +73,18 @@ def test_a_drain_of_a_growing_queue_ends_with_everything_settled_or_open_with_a_
     transient = sum(by_kind[kind] for kind in TRANSIENT)
     assert rig.states() == {
         "confirmed": transient,
-        "open:waiting_for_fix": by_kind["QuotaExceeded"] + by_kind["MemoryQuotaExceeded"] + by_kind["ScopeViolation"],
+        "open:waiting_for_fix": by_kind["QuotaExceeded"]
+        + by_kind["MemoryQuotaExceeded"]
+        + by_kind["ScopeViolation"],
         "open:waiting_for_person": by_kind["DataCorruption"] + by_kind["PluginError"],
     }
     assert len(rig.check_effects()) == transient
     assert set(consumer.effects.values()) == {1}
 
 
-def test_partitions_added_while_it_is_drained_are_read_from_their_beginning(make_rig: Callable[..., Rig]) -> None:
+def test_partitions_added_while_it_is_drained_are_read_from_their_beginning(
+    make_rig: Callable[..., Rig],
+) -> None:
     rig = make_rig(parts=2)
     rig.begin()
     rig.consumer()

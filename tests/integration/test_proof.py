@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.integration.rig import OTHERS, TRANSIENT, Rig
 
 from dlq.conservation import prove, verify_conservation
 from dlq.drain import Drain
 from dlq_demo.broker import Broker
-from tests.integration.rig import OTHERS, TRANSIENT, Rig
 
 LETTERS = 240
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from tests.integration.rig import Rig, wait_until
 
 from dlq.errors import Fenced, QueueBusy
 from dlq.intake import take_custody
@@ -13,7 +14,6 @@ from dlq.outcome import Outcomes
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.targets.kafka import KafkaReplay, KafkaWriter
 from dlq.triage import categorize
-from tests.integration.rig import Rig, wait_until
 
 
 def test_a_second_drain_of_a_queue_is_refused_while_the_first_lives(make_rig: Callable[..., Rig]) -> None:
@@ -128,7 +128,9 @@ def test_a_job_that_slept_through_its_successor_sends_nothing_more(
 def test_a_job_that_wakes_while_its_successor_opens_it_sends_nothing(
     make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, successor: str
 ) -> None:
-    """It slept before it fenced anybody, and wakes just after its successor did: the target takes it for the newer one."""
+    """It slept before it fenced anybody, and wakes just after its successor did: the target takes it for the
+    newer one.
+    """
     rig = make_rig(tuning={"records": 40})
     rig.begin()
     consumer = rig.consumer()

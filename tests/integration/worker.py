@@ -1,14 +1,19 @@
 """A process that works on a queue step by step, to be killed, stopped and restarted by tests.
 
-It is forked from a server that has imported all this before (a restart costs milliseconds, not seconds of imports), reads
-``spec.json`` in the folder it is given, and writes ``out`` and ``err`` there. The spec holds the queue's configuration, the
+It is forked from a server that has imported all this before (a restart costs milliseconds, not seconds of
+imports), reads
+``spec.json`` in the folder it is given, and writes ``out`` and ``err`` there. The spec holds the queue's
+configuration, the
 broker, the steps, and
 
 * ``lease_s``, ``grace_s``: of the queue's lease; ``batch``: entries an intake batch; ``records``: a transaction's
-* ``die``, ``stop``: ``point:n``, SIGKILL this process when it comes to that crash point for the n-th time; or SIGSTOP it there
+* ``die``, ``stop``: ``point:n``, SIGKILL this process when it comes to that crash point for the n-th time; or
+SIGSTOP it there
 
-Steps: ``open:<run>`` ``attach:<run>`` ``take`` ``categorize`` ``canary`` ``batches`` ``job:<id>`` ``remaining`` ``release``.
-A line of JSON is written for each step that ended; an error of the core is the line ``{"step": "error", …}`` and status 3.
+Steps: ``open:<run>`` ``attach:<run>`` ``take`` ``categorize`` ``canary`` ``batches`` ``job:<id>``
+``remaining`` ``release``.
+A line of JSON is written for each step that ended; an error of the core is the line ``{"step": "error", …}``
+and status 3.
 """
 
 from __future__ import annotations
@@ -81,15 +86,19 @@ def _strike(where: str | None, number: signal.Signals) -> None:
         with writing, write(*arguments, **named) as tx:
             yield tx
 
-    if number == signal.SIGSTOP:  # one that sleeps with SQLite's lock would stop its successor too: see strike
-        setattr(Ledger, "write", alone)
+    if (
+        number == signal.SIGSTOP
+    ):  # one that sleeps with SQLite's lock would stop its successor too: see strike
+        Ledger.write = alone
 
     def strike() -> None:
         nonlocal left
         left -= 1
         if left == 0:
             with writing:
-                signal.pthread_kill(threading.get_ident(), number)  # this thread: sent to the process, it would go on a while
+                signal.pthread_kill(
+                    threading.get_ident(), number
+                )  # this thread: sent to the process, it would go on a while
 
     @functools.wraps(original)
     def wrapped(*arguments: Any, **named: Any) -> Any:
@@ -121,10 +130,14 @@ class _Work:
     def do(self, step: str) -> dict[str, Any]:
         verb, _, what = step.partition(":")
         if verb == "open":
-            self.drain = open_drain(self.config, run_id=what, connections=self._connection, lease_s=self.spec["lease_s"])
+            self.drain = open_drain(
+                self.config, run_id=what, connections=self._connection, lease_s=self.spec["lease_s"]
+            )
             return {"drain": self.drain.id, "epoch": self.drain.epoch}
         if verb == "attach":
-            self.drain = Drain.attach(drain_id(self.config.name, what), config=self.config, connections=self._connection)
+            self.drain = Drain.attach(
+                drain_id(self.config.name, what), config=self.config, connections=self._connection
+            )
             return {"drain": self.drain.id, "epoch": self.drain.epoch}
         drain = self.drain
         assert drain is not None
@@ -151,7 +164,9 @@ class _Work:
 def run(folder: str) -> None:
     """Be the worker; ends this process."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when it is stopped while its test is killed
+        ctypes.CDLL(None).prctl(
+            _PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # also when it is stopped while its test is killed
     for name, descriptor in (("out", 1), ("err", 2)):
         with (Path(folder) / name).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
@@ -174,6 +189,8 @@ def _main(spec: Mapping[str, Any]) -> int:
             _say(step, **work.do(step))
         except DlqError as error:
             logging.exception("step %s", step)
-            _say("error", at=step, type=type(error).__name__, fenced=isinstance(error, Fenced), text=str(error))
+            _say(
+                "error", at=step, type=type(error).__name__, fenced=isinstance(error, Fenced), text=str(error)
+            )
             return 3
     return 0

@@ -71,6 +71,9 @@ TASKS: dict[str, Callable[[Drain], object]] = {
 }
 
 
+HOW = st.sampled_from(["attach", "attach", "again", "new"])
+
+
 class Core(RuleBasedStateMachine):
     """One queue, at most one living process of its drain, and whatever older processes still sleep."""
 
@@ -113,51 +116,51 @@ class Core(RuleBasedStateMachine):
     # The world
 
     @rule(
-        what=st.sampled_from(["keyed", "keyless", "keyless", "twin", "liar", "claims to be a replay"]),
-        count=st.integers(1, 8),
-        kind=st.sampled_from(KINDS),
+        what=st.sampled_from(
+            [
+                "keyed letters",
+                "twin",
+                "liar",
+                "claim",
+                "aborts",
+                "retention",
+                "offsets lost",
+                "unproducible",
+                "producible",
+            ]
+        ),
         n=st.integers(0, 40),
     )
-    def letters_come(self, what: str, count: int, kind: str, n: int) -> None:
-        if what == "keyed":
-            self.queue.put(count, kind, key=b"key %d" % (n % 2), part=0)
-        elif what == "keyless":
-            self.queue.put(count, kind)
+    def the_world_changes(self, what: str, n: int) -> None:
+        part, log = n % 2, self.queue.log
+        if what == "keyed letters":
+            self.queue.put(5, KINDS[n % len(KINDS)], key=b"key %d" % (n % 2), part=0)
         elif what in ("twin", "liar"):
             headers = failure(n % 3, dedupe=None if n % 2 else f"d-{n % 3}")
-            self.queue.put(
-                1, key=b"t", value=b"twin" if what == "twin" else b"liar %d" % n, part=0, headers=headers
-            )
-        else:
+            for _ in range(2):
+                self.queue.put(
+                    1, key=b"t", value=b"twin" if what == "twin" else b"liar %d" % n, part=0, headers=headers
+                )
+        elif what == "claim":
             jobs = self.queue.rows("SELECT id FROM job ORDER BY id")
             job = jobs[n % len(jobs)][0] if jobs else "none.1"
             forged = (("dlq-job", job.encode()), ("dlq-ordinal", b"%d" % (n % 7)))
-            self.queue.put(1, part=n % 2, headers=(*failure(9_000 + n), *forged))
-
-    @rule(
-        what=st.sampled_from(["aborts", "retention", "offsets lost", "unproducible", "producible"]),
-        part=st.integers(0, 1),
-    )
-    def the_world_changes(self, what: str, part: int) -> None:
-        if what == "aborts":
-            number = self.queue.log.begin()
-            self.queue.log.append(part, b"k", b"aborted", transaction=number)
-            self.queue.log.abort(number)
+            self.queue.put(1, part=part, headers=(*failure(9_000 + n), *forged))
+        elif what == "aborts":
+            number = log.begin()
+            log.append(part, b"k", b"aborted", transaction=number)
+            log.abort(number)
         elif what == "retention":
-            self.queue.log.expire(part, self.queue.positions().get(part, 0))
+            log.expire(part, self.queue.positions().get(part, 0))
         elif what == "offsets lost":
-            self.queue.log.commits.clear()
+            log.commits.clear()
         else:
             never = what == "unproducible"
             self.queue.topics.unproducible = lambda o: (
                 "too_large" if never and (o.value or b"").endswith((b"5", b"8")) else None
             )
 
-    @rule(
-        mode=st.sampled_from(["asleep", "keeps our headers", "drops our headers"]),
-        endings=st.sets(st.integers(0, 9), max_size=2),
-    )
-    def the_consumer_changes(self, mode: str, endings: set[int]) -> None:
+    def _consumer(self, mode: str, endings: set[int]) -> None:
         """It sleeps, or keeps up and fails every record whose value ends in one of ``endings``."""
         if mode == "asleep":
             self.queue.topics.live = lambda: None
@@ -192,18 +195,9 @@ class Core(RuleBasedStateMachine):
         self.drain = None
         self.drain = self.queue.open(f"r{self.run}")
 
-    @rule(how=st.sampled_from(["new", "again"]))
-    def a_drain_opens(self, how: str) -> None:
-        self._open(how)
-
-    @rule(
-        what=st.sampled_from(["runs", "runs", "takes", "categorizes", "plans", "replays", "drains the rest"]),
-        at=st.none() | st.integers(0, 120),
-        how=st.sampled_from(["attach", "again", "new"]),
-    )
-    def a_task_runs(self, what: str, at: int | None, how: str) -> None:
-        """In a process of its own, which is killed at step ``at`` if it gets there; ``how`` it began if the last was."""
-        if self.drain is None:
+    def _task(self, what: str, at: int | None, how: str) -> None:
+        """In a process of its own, killed at step ``at`` if it gets there; ``how`` it begins if the last one died."""
+        if self.drain is None or how != "attach":
             self._open(how)
         handle = self.queue.attach(f"r{self.run}")
         try:
@@ -211,10 +205,45 @@ class Core(RuleBasedStateMachine):
         except Killed:
             self.drain = None
 
+    _modes = st.sampled_from(["keeps our headers", "keeps our headers", "drops our headers", "asleep"])
+    _endings = st.sets(st.integers(0, 9), max_size=2)
+
+    @rule(
+        count=st.integers(0, 8),
+        kind=st.sampled_from(KINDS),
+        mode=_modes,
+        endings=_endings,
+        at=st.integers(0, 160),
+    )
+    def letters_come_and_a_new_run_is_killed(
+        self, count: int, kind: str, mode: str, endings: set[int], at: int
+    ) -> None:
+        self.queue.put(count, kind)
+        self._consumer(mode, endings)
+        self._task("runs", at, "new")
+
+    @rule(count=st.integers(0, 8), kind=st.sampled_from(KINDS), mode=_modes, endings=_endings, how=HOW)
+    def letters_come_and_a_run_ends(
+        self, count: int, kind: str, mode: str, endings: set[int], how: str
+    ) -> None:
+        self.queue.put(count, kind)
+        self._consumer(mode, endings)
+        self._task("runs", None, how)
+
+    @rule(what=st.sampled_from(sorted(TASKS)), at=st.none() | st.integers(0, 60), how=HOW)
+    def a_task_runs(self, what: str, at: int | None, how: str) -> None:
+        self._task(what, at, how)
+
     @rule(until=st.integers(0, 9), n=st.integers(0, 9))
     def a_writer_falls_asleep_in_mid_job(self, until: int, n: int) -> None:
-        if self.drain is None or len(self.zombies) > 2:
+        if len(self.zombies) > 2:
             return
+        if self.drain is None:
+            self._open("attach")
+        assert self.drain is not None
+        self.queue.put(4)
+        self.queue.take(self.drain)
+        assign(self.drain)
         plan.make(self.drain, STAGE, plan.ready(self.drain), who="policy", saw="s")
         jobs = self.queue.rows(
             "SELECT id FROM job WHERE drain = :d AND state IN ('approved', 'running')", d=self.drain.id

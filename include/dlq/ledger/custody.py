@@ -45,9 +45,11 @@ ENTRY_COLUMNS = (
 
 _IN = 500
 _GROUPS = 10_000  # remembered at most: a stranger could make every entry a group of its own
-_SENT = select(
-    job_entry.c.ordinal, entry.c.id, entry.c.state, entry.c.attempts, job_entry.c.payload_sha
-).join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+_SENT = (
+    select(job_entry.c.ordinal, entry.c.id, job.c.kind, entry.c.attempts, job_entry.c.payload_sha)
+    .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+    .join(job, job.c.id == job_entry.c.job)
+)
 
 T = TypeVar("T")
 
@@ -294,12 +296,19 @@ def group_ids(
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """An entry that was sent: what a dead letter claims to be the failed replay of."""
+    """An entry that was sent: what a dead letter claims to be the failed replay of.
+
+    ``handed_back``: to the queue itself, by a restore; also where the ledger is still in doubt about it.
+    """
 
     entry: int
-    state: str
+    handed_back: bool
     attempts: int
     payload_sha: str
+
+
+def _sent(row: Any) -> Sent:
+    return Sent(row.id, row.kind == "hand_back", row.attempts, row.payload_sha)
 
 
 def sent_by_ordinal(tx: Connection, claims: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Sent]:
@@ -311,9 +320,7 @@ def sent_by_ordinal(tx: Connection, claims: Iterable[tuple[str, int]]) -> dict[t
     for job_id, ordinals in by_job.items():
         for some in batched(ordinals, _IN):
             rows = tx.execute(_SENT.where(job_entry.c.job == job_id, job_entry.c.ordinal.in_(some)))
-            found.update(
-                {(job_id, int(r.ordinal)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows}
-            )
+            found.update({(job_id, int(r.ordinal)): _sent(r) for r in rows})
     return found
 
 
@@ -351,12 +358,9 @@ def sent_by_place(tx: Connection, places: Iterable[tuple[str, int, int]]) -> dic
                     delivery,
                     (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal),
                 )
-                .join(job, job.c.id == job_entry.c.job)
                 .where(job.c.target == topic, delivery.c.part == part, delivery.c.pos.in_(some))
             )
-            found.update(
-                {(topic, part, int(r.pos)): Sent(r.id, r.state, r.attempts, r.payload_sha) for r in rows}
-            )
+            found.update({(topic, part, int(r.pos)): _sent(r) for r in rows})
     return found
 
 

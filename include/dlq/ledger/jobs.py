@@ -39,6 +39,9 @@ class PlanStale(DlqError):
     """An entry of the plan is no longer what was approved; nothing was planned. Make a new plan and look again."""
 
 
+CLOSED_LATER = "closed by a later drain"
+"""How a job ended that a drain, or an earlier life of it, left unfinished."""
+
 HAND_BACK_UNFINISHED = "hand_back_unfinished"
 """Why what a restore did not get to is open again: it was to be handed back, so nobody but a person may replay it."""
 
@@ -59,10 +62,12 @@ class Job(msgspec.Struct, frozen=True):
     ended: str | None
 
     def rest(self, reason: str) -> str:
-        """Why what the job does not send is open again: what a person decided on is theirs again, else ``reason``."""
+        """Why what the job does not send is open again: what a person decided on is theirs again, what a fix was to be
+        tried on waits for a fix again, else ``reason``."""
         if self.kind == "hand_back":
             return HAND_BACK_UNFINISHED
-        return "waiting_for_person" if self.stage.startswith("review") else reason
+        waits = {"review": "waiting_for_person", "canary_fix": "waiting_for_fix"}
+        return waits.get(self.stage.partition(":")[0], reason)
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -97,7 +102,7 @@ def propose(
 
     ``cuts`` give rows of (entry id, source uri, part, place, segment, row_no, payload_sha), already in sending order.
     """
-    with ledger.write(queue, epoch) as tx:
+    with ledger.write(queue, epoch, alone=True) as tx:
         n = tx.execute(select(func.count()).select_from(plan).where(plan.c.drain == drain)).scalar_one() + 1
         plan_id = f"{drain}.p{n}"
         tx.execute(
@@ -111,16 +116,17 @@ def propose(
                 expires_at=clock.after(expires_s),
             )
         )
-        number = tx.execute(select(func.count()).select_from(job).where(job.c.drain == drain)).scalar_one()
     # The id is part of it: the same entries planned again, after a try that died, are another plan.
     digest = hashlib.sha256(f"{plan_id}\n{stage}\n".encode())
     total = 0
     for cut in cuts:
-        size, job_id = 0, f"{drain}.{number + 1}"
+        size, job_id = 0, ""
         for page in batched(cut.entries, _PAGE):
-            with ledger.write(queue, epoch) as tx:
+            with ledger.write(queue, epoch, alone=size == 0) as tx:
                 if size == 0:
-                    number += 1
+                    # Numbered here: another branch of the runbook may be making a plan of this drain, too.
+                    made = select(func.count()).select_from(job).where(job.c.drain == drain)
+                    job_id = f"{drain}.{tx.execute(made).scalar_one() + 1}"
                     tx.execute(
                         insert(job).values(
                             id=job_id,

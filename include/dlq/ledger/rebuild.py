@@ -342,7 +342,7 @@ class _Adopting:
                 headers = dict(record.headers)
                 reference = (headers.get("dlq-entry") or b"").decode("utf-8", "replace")
                 uri, part, place = ["", "", *reference.rsplit("/", 2)][-3:]
-                if not part.isdigit() or len(part) > 9:
+                if not part.isascii() or not part.isdigit() or len(part) > 9:
                     continue
                 with drain.ledger.write(drain.queue, drain.epoch) as tx:
                     ours = _find(tx, drain.queue, one.source, record.part, record.place)

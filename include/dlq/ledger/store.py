@@ -188,8 +188,11 @@ def _engine(url: str) -> Engine:
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
-    engine = create_engine(parsed, connect_args={"timeout": _BUSY_MS / 1000})
+        return create_engine(
+            parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10}, hide_parameters=True
+        )
+    # Parameters are what dead letters say: an error's text must not carry them into a log.
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_MS / 1000}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(raw: Any, _record: Any) -> None:

@@ -58,8 +58,6 @@ class ChooseRemedies(DlqOperator, BranchMixIn):
         chosen = super().execute(context)
         # Following a branch ends the task before its result is kept.
         context["ti"].xcom_push(key="chosen", value=chosen)
-        for branch in chosen["branches"]:
-            self.log.info("%s: %s", branch, chosen["why"].get(branch, ""))
         return self.do_branch(context, chosen["branches"])
 
 

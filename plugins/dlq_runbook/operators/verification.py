@@ -30,6 +30,8 @@ class VerifyConservation(DlqOperator):
             raise AirflowFailException(
                 f"Conservation is not proven: {len(proof['broken'])} finding(s), listed above"
             )
+        for witness, said in proof.get("witnesses", {}).items():
+            self.log.info("Witness %s: %s", witness, said)
         return proof
 
 
