@@ -131,6 +131,8 @@ def _accounts(drain: Drain) -> list[str]:
         reasons.append(
             f"replay success {confirmed / (confirmed + returned):.1%} is below {drain.config.limits.gate:.0%}"
         )
+    if outcome.get("replayed") and not confirmed + returned:
+        reasons.append(f"no outcome is known of {outcome['replayed']} replays")
     if unowned:
         reasons.append(f"{unowned} unsettled entries have no filed work")
     return reasons

@@ -1,6 +1,4 @@
 """What people see and decide, in a real Airflow on a real broker: forms, logs, reports. Each goes on from the last."""
-the last.
-"""
 
 from __future__ import annotations
 
