@@ -16,7 +16,7 @@ from dlq.config import KafkaSource, KafkaTarget, QueueConfig
 from dlq.errors import ConfigError, Refused
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger.schema import drain as drains
-from dlq.ledger.schema import entry, event, queue
+from dlq.ledger.schema import entry, event
 from dlq.orchestrator import HttpOrchestrator, Orchestrator
 from dlq.ports import Connections, Depth, Source, Target
 
@@ -246,13 +246,20 @@ def open_drain(
             "new, or a second one. "
             "Point the queue's file at the right ledger; if that one is lost, run `dlq ledger rebuild`"
         )
-    known = _epoch(ledger, config.name)
+    known = lease.known_epoch(ledger, config.name, identity)
     if newest is not None and newest[0] > known:
         raise Refused(
             f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from "
             "an older backup. "
             "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
         )
+    # Before the lease is taken: a refused opening must not bring an old ledger's epoch up to the world's.
+    drain = Drain(identity, config, ledger, connections, epoch=known, kind=kind)
+    try:
+        drain.source.check(drain.positions(), ledger.id, known)
+    except BaseException:
+        drain.close()
+        raise
     epoch = lease.acquire(
         ledger,
         config.name,
@@ -262,7 +269,7 @@ def open_drain(
         seconds=lease_s,
         config=config.model_dump_json(),
     )
-    drain = Drain(identity, config, ledger, connections, epoch=epoch, kind=kind)
+    drain.epoch = epoch
     try:
         archive.claim_epoch(epoch, ledger.id, identity)
         drain.note("opened", f"epoch {epoch} of queue {config.name}, configuration {config.sha}", epoch=epoch)
@@ -292,11 +299,6 @@ def dry(config: QueueConfig, *, run_id: str, connections: Connections) -> Drain:
     return Drain(
         drain_id(config.name, run_id), config, Ledger.open(config.ledger), connections, epoch=-1, dry_run=True
     )
-
-
-def _epoch(ledger: Ledger, name: str) -> int:
-    with ledger.read() as tx:
-        return int(tx.execute(select(queue.c.epoch).where(queue.c.name == name)).scalar() or 0)
 
 
 def _preflight(drain: Drain) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import RowMapping, func, insert, select, update
 
 from dlq import clock
 from dlq.errors import Fenced, QueueBusy
@@ -13,6 +13,30 @@ from dlq.ledger.store import Ledger, insert_rows
 
 GRACE_S = 30.0
 """How long past a lease's end a take-over waits: clocks of two machines differ."""
+
+
+def known_epoch(ledger: Ledger, name: str, holder: str) -> int:
+    """The epoch the ledger remembers, before ``holder`` takes the lease: what the world must not be ahead of.
+
+    :raises QueueBusy: while another holds it.
+    """
+    with ledger.read() as tx:
+        found = tx.execute(select(queue).where(queue.c.name == name)).mappings().first()
+    if found is None:
+        return 0
+    _refuse_if_held(found, holder)
+    return int(found["epoch"])
+
+
+def _refuse_if_held(found: RowMapping, holder: str) -> None:
+    held_by = found["holder"]
+    if held_by and held_by != holder:
+        free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
+        if clock.iso(free_at) > clock.now():
+            raise QueueBusy(
+                f"queue {found['name']} is held by {held_by} until {found['lease_until']}; wait for it, or look at "
+                "its run: it may be live"
+            )
 
 
 def acquire(
@@ -36,14 +60,7 @@ def acquire(
     with ledger.write(name, None) as tx:
         insert_rows(tx, queue, ("name", "epoch"), [(name, floor)], skip_on=("name",))
         found = tx.execute(select(queue).where(queue.c.name == name).with_for_update()).mappings().one()
-        held_by = found["holder"]
-        if held_by and held_by != holder:
-            free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
-            if clock.iso(free_at) > clock.now():
-                raise QueueBusy(
-                    f"queue {name} is held by {held_by} until {found['lease_until']}; wait for it, or look at "
-                    "its run: it may be live"
-                )
+        _refuse_if_held(found, holder)
         epoch = max(int(found["epoch"]), floor) + 1
         tx.execute(
             update(queue)
