@@ -169,6 +169,7 @@ class Rig:
         }
         self.config = QueueConfig.model_validate(self.data)
         Ledger.create(self.config.ledger)
+        self._admin: AdminClient | None = None
         self._drains: list[Drain] = []
         self._workers: list[Worker] = []
         self._consumers: list[TargetConsumer] = []
@@ -245,7 +246,10 @@ class Rig:
         return topic
 
     def admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap})
+        """Kept: a client that is dropped takes its unfinished calls along."""
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap})
+        return self._admin
 
     def add_partitions(self, topic: str, count: int) -> None:
         """Grow a topic to ``count`` partitions, and wait until clients see them led."""
