@@ -176,12 +176,12 @@ class JobRun:
                 self._writer.produce(outputs)
                 commit = self._pool.submit(self._writer.commit, cursor)
                 try:
-                    ahead, paused = self._next(cursor, until), self._paused()
+                    ahead = self._next(cursor, until)
                 finally:
                     delivered = commit.result()
                 self.cursor = cursor
                 books.enter(cursor, delivered)
-                if time.monotonic() >= deadline or paused:
+                if time.monotonic() >= deadline or self._paused():
                     return
                 chunk, outputs = ahead
         except Unproducible as fault:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -312,25 +311,32 @@ class KafkaWriter:
         return self.commit(cursor)
 
     def produce(self, outputs: Sequence[Output]) -> None:
-        """Begin a transaction with ``outputs``, all of them taken by the broker; :meth:`commit` ends it."""
+        """Begin a transaction and hand ``outputs`` to the client; :meth:`commit` ends it."""
         self._failed, self._sent = [], []
         self._call(self._producer.begin_transaction)
         oldest = None if self._about.oldest_ms is None else int(time.time() * 1000) - self._about.oldest_ms
         produce, topic = self._producer.produce, self._topic
         for output in outputs:
+            place: dict[str, Any] = {}
+            if (
+                output.key is None
+                and output.origin_part is not None
+                and output.origin_part < self._about.partitions
+            ):
+                place["partition"] = output.origin_part
             stamp = output.timestamp_ms
-            if stamp is None or stamp < 0 or (oldest is not None and stamp < oldest):
-                stamp = 0  # the present time
+            if stamp is not None and stamp > 0 and (oldest is None or stamp >= oldest):
+                place["timestamp"] = stamp
+            report = _Report(self, output.ordinal)
             while True:
                 try:
                     produce(
                         topic,
-                        output.value,
-                        output.key,
-                        self._part(output),
-                        on_delivery=partial(self._report, output.ordinal),
-                        timestamp=stamp,
+                        value=output.value,
+                        key=output.key,
                         headers=list(output.headers),
+                        on_delivery=report,
+                        **place,
                     )
                     break
                 except BufferError:
@@ -339,30 +345,15 @@ class KafkaWriter:
                 except KafkaException as error:
                     self._abort()
                     self._raise(error.args[0], output.ordinal, alone=True)
-        # Here, not in commit: each report needs the interpreter, and our caller prepares the next outputs by then.
-        self._serve(_TRANSACTION_MS / 1000)
-        if self._failed:
-            self._abort()
-            ordinal, fault = self._failed[0]
-            self._raise(fault, ordinal, alone=len(self._failed) == 1)
-
-    def _part(self, output: Output) -> int:
-        """The partition to ask for, or the client's word for none: its partitioner finds one."""
-        part = output.origin_part
-        if output.key is not None or part is None or part >= self._about.partitions:
-            return -1
-        return part
-
-    def _report(self, ordinal: int, error: KafkaError | None, message: Message) -> None:
-        """A record's delivery report."""
-        if error is None:
-            self._sent.append(Delivered(ordinal, message.partition(), message.offset()))
-        elif error.code() not in _NO_FAILURE:
-            self._failed.append((ordinal, error))
 
     def commit(self, cursor: int) -> list[Delivered]:
         offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
         deadline = time.monotonic() + _TRANSACTION_MS / 1000
+        self._serve(_TRANSACTION_MS / 1000)
+        if self._failed:
+            self._abort()
+            ordinal, error = self._failed[0]
+            self._raise(error, ordinal, alone=len(self._failed) == 1)
         self._call(self._producer.send_offsets_to_transaction, offsets, self._membership, deadline=deadline)
         self._call(self._producer.commit_transaction, deadline=deadline)
         return self._sent
@@ -423,3 +414,19 @@ class KafkaWriter:
         raise TargetError(
             f"{self._topic}: ordinal {ordinal} was not delivered: {fault.str()}; the cursor says where to go on"
         )
+
+
+class _Report:
+    """A delivery report's receiver."""
+
+    __slots__ = ("_ordinal", "_writer")
+
+    def __init__(self, writer: KafkaWriter, ordinal: int) -> None:
+        self._writer = writer
+        self._ordinal = ordinal
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._writer._sent.append(Delivered(self._ordinal, message.partition(), message.offset()))
+        elif error.code() not in _NO_FAILURE:
+            self._writer._failed.append((self._ordinal, error))
