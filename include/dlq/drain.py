@@ -16,7 +16,7 @@ from dlq.config import KafkaSource, KafkaTarget, QueueConfig
 from dlq.errors import ConfigError, Refused
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger.schema import drain as drains
-from dlq.ledger.schema import entry, event
+from dlq.ledger.schema import entry, event, source
 from dlq.orchestrator import HttpOrchestrator, Orchestrator
 from dlq.ports import Connections, Depth, Source, Target
 
@@ -256,7 +256,15 @@ def open_drain(
     # Before the lease is taken: a refused opening must not bring an old ledger's epoch up to the world's.
     drain = Drain(identity, config, ledger, connections, epoch=known, kind=kind)
     try:
-        drain.source.check(drain.positions(), ledger.id, known)
+        with ledger.read() as tx:
+            known_as = select(source.c.uri).where(
+                source.c.queue == config.name, source.c.retired_at.is_(None)
+            )
+            living = tx.execute(known_as).scalar()
+        if (
+            living is None or living.partition("#")[0] == drain.source.uri
+        ):  # another source is refused below, with what to do
+            drain.source.check(drain.positions(), ledger.id, known)
     except BaseException:
         drain.close()
         raise
