@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 from struct import pack
+from typing import Literal
 
 import msgspec
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """Headers in their order, repeats and nulls kept."""
 
-FLAWS = ("unrepresentable_headers",)
+FLAWS = ("unrepresentable_headers", "damaged_in_transit", "pointer")
 """What a client can fail to represent of a record; why such an entry is open, and is never replayed as it is."""
 
 
@@ -20,6 +21,10 @@ class Record(msgspec.Struct, gc=False):
     ``part`` and ``pos`` are the Kafka partition and offset (SQS: part 0, pos None); ``place`` identifies the
     record within its source (the offset as text, or the MessageId). ``flaw`` names what the client could not
     represent (then ``headers`` is empty); such an entry is never replayed as it is.
+
+    Of an SQS message ``value`` is the body in UTF-8, ``headers`` are the message attributes (strings in UTF-8),
+    ``types`` their DataTypes in the same order, ``system`` the system attributes, and ``timestamp_ms`` is the
+    SentTimestamp. Kafka has neither types nor system.
     """
 
     part: int
@@ -30,12 +35,19 @@ class Record(msgspec.Struct, gc=False):
     headers: Headers
     timestamp_ms: int | None
     flaw: str | None = None
+    types: tuple[str, ...] = ()
+    system: tuple[tuple[str, str], ...] = ()
+    transport: Literal["kafka", "sqs"] = "kafka"
 
 
 class Understood(msgspec.Struct, gc=False):
     """What an envelope decoder read from a record; ``None`` where the record does not say.
 
-    All text is untrusted. Times are epoch milliseconds.
+    All text is untrusted. Times are epoch milliseconds. ``retry_count`` is how often the record was replayed, by our
+    header or its own; ``retries`` the same where one of them is there, else how often its producer says that it had
+    retried. ``causes`` are the exception classes of the cause chain, outermost first. ``http_status`` is an envelope's
+    own status field of 400 or more. ``pointer`` is set where the payload is not the original's, and says where that
+    lies (:mod:`dlq.envelopes.pointer`): such a record is never replayed as it is.
     """
 
     format: str = "unknown"
@@ -55,6 +67,11 @@ class Understood(msgspec.Struct, gc=False):
     trace_id: str | None = None
     dedupe_key: str | None = None
     retry_count: int = 0
+    causes: tuple[str, ...] = ()
+    http_status: int | None = None
+    origin_queue: str | None = None
+    pointer: str | None = None
+    retries: int | None = None
 
     @property
     def origin(self) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, or_, select
 
+from dlq import returns
+from dlq.archive import STORED, Archive, Rows
 from dlq.classify import Classifier
-from dlq.config import Owners
-from dlq.errors import ConfigError
+from dlq.codecs import decode, registry_of
+from dlq.config import QueueConfig
+from dlq.errors import DlqError
 from dlq.export import BadExport, imported
 from dlq.ledger import Ledger
 from dlq.ledger.schema import (
@@ -22,37 +25,42 @@ from dlq.ledger.schema import (
     job,
     job_entry,
     plan,
+    repair,
+    repair_failure,
     segment,
     source,
     work,
 )
+from dlq.ports import Connections
 from dlq.redact import redact
 from dlq.selection import find_entry
-from dlq.taxonomy import load_taxonomy
 
 
-def explained(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
-    """For each line of an export, in order, what is understood of it; None where it does not say.
+class BadLine(NamedTuple):
+    """A line of an export that is none: which, and why, without quoting it."""
 
-    :param name: of the file, for errors.
-    :raises ConfigError: at the first line that is no export, with its number.
+    number: int
+    why: str
+
+
+def explained(lines: Iterable[bytes], classifier: Classifier) -> Iterator[dict[str, Any] | BadLine]:
+    """For each line of an export, in order, what is understood of it (null where not known); empty lines are passed
+    over.
     """
-    classifier = Classifier(load_taxonomy(), Owners())
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = imported(line)
         except BadExport as error:
-            raise ConfigError(
-                f"{name}:{number}: {error}; the export format is described in `dlq explain --help`"
-            ) from None
+            yield BadLine(number, str(error))
+            continue
         what, group = classifier.classify(record)
         yield {
             "format": what.format,
             "origin": {
                 "topic": what.origin_topic,
-                "queue": None,
+                "queue": what.origin_queue,
                 "partition": what.origin_partition,
                 "offset": what.origin_offset,
                 "timestamp_ms": what.origin_timestamp_ms,
@@ -68,10 +76,11 @@ def explained(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
             "correlation_id": what.correlation_id,
             "trace_id": what.trace_id,
             "dedupe_key": what.dedupe_key,
-            "retry_count": what.retry_count,
+            "retry_count": what.retries,
             "category": group.category,
             "remedy": group.remedy,
             "rule": group.rule,
+            "why": classifier.why(record, what),
             "fingerprint": group.fingerprint,
         }
 
@@ -109,11 +118,20 @@ def history(ledger: Ledger, queue: str, reference: str) -> dict[str, Any]:
             "taken": _drain(tx, row["taken_drain"]),
             "settled": _drain(tx, row["settled_drain"]),
             "jobs": jobs,
-            "drafts": _rows(
+            "drafts": _drafts(tx, number),
+            "repairs_failed": _rows(
                 tx,
-                select(draft.c.id, draft.c.at, draft.c.who, draft.c.payload_sha).where(
-                    draft.c.entry == number
-                ),
+                select(
+                    repair.c.id,
+                    repair.c.at,
+                    repair.c.who,
+                    repair.c.patch_sha,
+                    repair.c.patch_uri,
+                    repair_failure.c.why,
+                )
+                .join(repair_failure, repair_failure.c.repair == repair.c.id)
+                .where(repair_failure.c.entry == number, repair.c.drafted.is_not(None))
+                .order_by(repair.c.id),
             ),
             "work": _rows(
                 tx,
@@ -124,9 +142,24 @@ def history(ledger: Ledger, queue: str, reference: str) -> dict[str, Any]:
             "decisions": _decisions(tx, queue, row, uri, {j["plan"] for j in jobs}),
             "came_back_of": _places(tx, entry.c.id == row["return_of"]),
             "came_back_as": _places(tx, entry.c.return_of == number),
+            "returns": returns.family(tx, number),
             "twin_of": _places(tx, entry.c.id == row["duplicate_of"]),
             "twins": _places(tx, entry.c.duplicate_of == number),
         }
+
+
+def encoding(config: QueueConfig, stored: Mapping[str, Any], connections: Connections) -> str:
+    """How an entry's value is encoded, in words, and that it can be read; else why not.
+
+    :param stored: its ``archive``, as :func:`history` has it.
+    """
+    try:
+        table = Archive(config.archive, config.name).read(stored["segment"], STORED)
+        row = Rows(table, [stored["row"]])[0]
+        with registry_of(config, connections) as registry:
+            return str(decode(row.value, row.headers, registry).encoding)
+    except DlqError as error:
+        return f"not read: {error}"
 
 
 _GROUP = ("id", "fingerprint", "component", "error_type", "category", "remedy", "rule", "format")
@@ -176,16 +209,44 @@ def _jobs(tx: Connection, number: int) -> list[dict[str, Any]]:
     )
 
 
+def _drafts(tx: Connection, number: int) -> list[dict[str, Any]]:
+    """Each value that was to replace the entry's: whose, by which patch (its file lies in the archive), and the job
+    that sent it.
+    """
+    sent = (
+        select(func.min(job_entry.c.job))
+        .where(
+            job_entry.c.entry == draft.c.entry,
+            job_entry.c.segment == draft.c.segment,
+            job_entry.c.row_no == draft.c.row_no,
+        )
+        .scalar_subquery()
+    )
+    return _rows(
+        tx,
+        select(
+            *(draft.c[name] for name in ("id", "at", "who", "payload_sha", "repair")),
+            repair.c.patch_sha,
+            repair.c.patch_uri,
+            sent.label("job"),
+        )
+        .outerjoin(repair, repair.c.id == draft.c.repair)
+        .where(draft.c.entry == number, or_(draft.c.repair.is_(None), repair.c.drafted.is_not(None)))
+        .order_by(draft.c.id),
+    )
+
+
 def _decisions(
     tx: Connection, queue: str, row: dict[str, Any], uri: str, plans: set[str]
 ) -> list[dict[str, Any]]:
     """Decisions on its plans, its work, its drafts, its group, or itself; in the order they were taken."""
-    drafts = tx.execute(select(draft.c.id).where(draft.c.entry == row["id"])).scalars()
+    drafts = tx.execute(select(draft.c.id, draft.c.repair).where(draft.c.entry == row["id"])).all()
     subjects = {
         *plans,
         f"entry {uri}/{row['part']}/{row['place']}",
         f"group {row['grp']}",
-        *(f"draft {each}" for each in drafts),
+        *(f"draft {each.id}" for each in drafts),
+        *(f"repair {each.repair}" for each in drafts if each.repair is not None),
         *([f"work {row['work']}"] if row["work"] else []),
     }
     return _rows(

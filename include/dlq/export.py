@@ -7,8 +7,11 @@ Kafka::
 
 SQS, as boto3 returns it but with ``BinaryValue`` in base64::
 
-    {"transport": "sqs", "body", "attributes": {…},
+    {"transport": "sqs", "message_id", "body", "attributes": {…},
      "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
+
+boto3's own spelling (``MessageId``, ``Body``, ``Attributes``, ``MessageAttributes``) is read too; what is missing is
+not known.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ class BadExport(ValueError):
 
 
 def exported(stored: Stored, topic: str | None) -> bytes:
-    """An archived Kafka record as a line."""
+    """An archived record as a line; ``topic`` is the Kafka topic's name."""
+    if stored.pos is None:
+        return msgspec.json.encode(_message(stored)) + b"\n"
     line = {
         "transport": "kafka",
         "topic": topic,
@@ -40,6 +45,26 @@ def exported(stored: Stored, topic: str | None) -> bytes:
         "headers": [[name, _text(value)] for name, value in stored.headers],
     }
     return msgspec.json.encode(line) + b"\n"
+
+
+def _message(stored: Stored) -> dict[str, Any]:
+    attributes: dict[str, Any] = {}
+    for (name, value), kind in zip(stored.headers, stored.types, strict=True):
+        content = value or b""
+        attributes[name] = {
+            "DataType": kind,
+            **(
+                {"BinaryValue": _text(content)}
+                if kind.startswith("Binary")
+                else {"StringValue": content.decode("utf-8", "replace")}
+            ),
+        }
+    return {
+        "transport": "sqs",
+        "body": None if stored.value is None else stored.value.decode("utf-8", "surrogatepass"),
+        "attributes": dict(stored.system),
+        "message_attributes": attributes,
+    }
 
 
 def imported(line: bytes) -> Record:
@@ -84,19 +109,47 @@ def _headers(given: Any) -> Headers:
 
 def _from_sqs(found: dict[str, Any]) -> Record:
     """A message's attributes are to a decoder what headers are; its body is the value."""
-    body, attributes = found.get("body"), found.get("message_attributes") or {}
+    body = _either(found, "body", "Body")
     if not isinstance(body, (str, type(None))):
         raise BadExport("body is no text")
-    if not isinstance(attributes, dict) or not all(isinstance(each, dict) for each in attributes.values()):
-        raise BadExport("message_attributes is no object of objects")
+    system = tuple(
+        (name, value if isinstance(value, str) else str(value))
+        for name, value in _objects(found, "attributes", "Attributes").items()
+        if isinstance(value, (str, int))
+    )
     headers: list[tuple[str, bytes | None]] = []
-    for name, each in attributes.items():
+    types: list[str] = []
+    for name, each in _objects(found, "message_attributes", "MessageAttributes").items():
+        if not isinstance(each, dict):
+            raise BadExport("message_attributes is no object of objects")
         text, binary = each.get("StringValue"), each.get("BinaryValue")
-        headers.append(
-            (name, text.encode() if isinstance(text, str) else _bytes(binary, f"BinaryValue of {name!r}"))
-        )
-    value = None if body is None else body.encode()
-    return Record(0, str(found.get("message_id") or ""), None, None, value, tuple(headers), None)
+        value = text.encode() if isinstance(text, str) else _bytes(binary, f"BinaryValue of {name!r}")
+        headers.append((name, value))
+        types.append(str(each.get("DataType") or ("String" if isinstance(text, str) else "Binary")))
+    sent = dict(system).get("SentTimestamp", "")
+    return Record(
+        0,
+        str(_either(found, "message_id", "MessageId") or ""),
+        None,
+        None,
+        None if body is None else body.encode(),
+        tuple(headers),
+        int(sent) if sent.isascii() and sent.isdigit() and len(sent) < 16 else None,
+        types=tuple(types),
+        system=system,
+        transport="sqs",
+    )
+
+
+def _either(found: dict[str, Any], ours: str, theirs: str) -> Any:
+    return found[ours] if ours in found else found.get(theirs)
+
+
+def _objects(found: dict[str, Any], ours: str, theirs: str) -> dict[str, Any]:
+    value = _either(found, ours, theirs) or {}
+    if not isinstance(value, dict):
+        raise BadExport(f"{ours} is no object")
+    return value
 
 
 def _number(found: dict[str, Any], key: str) -> int | None:

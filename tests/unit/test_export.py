@@ -52,8 +52,37 @@ def test_a_queue_message_is_read_with_its_attributes_as_headers() -> None:
         },
     }
     record = imported(json.dumps(line).encode())
+    assert record.transport == "sqs"
     assert record.value == b'{"order": 1}'
     assert record.headers == (("correlation-id", b"c-1"), ("blob", b"\x00\xff"))
+    assert record.types == ("String", "Binary")
+    assert record.system == (("SentTimestamp", "1764000000000"),)
+    assert (record.timestamp_ms, record.place, record.pos) == (1764000000000, "", None)
+
+
+def test_a_queue_message_is_read_as_boto3_spells_it_too() -> None:
+    line = {
+        "transport": "sqs",
+        "MessageId": "m-1",
+        "Body": "µ",
+        "Attributes": {"ApproximateReceiveCount": 3},
+        "MessageAttributes": {
+            "n": {"DataType": "Number.int", "StringValue": "7"},
+            "nothing": {"DataType": "String"},
+            "untyped": {"BinaryValue": "AA=="},
+        },
+    }
+    record = imported(json.dumps(line).encode())
+    assert (record.place, record.value, record.timestamp_ms) == ("m-1", "µ".encode(), None)
+    assert record.headers == (("n", b"7"), ("nothing", None), ("untyped", b"\x00"))
+    assert record.types == ("Number.int", "String", "Binary")
+    assert record.system == (("ApproximateReceiveCount", "3"),)
+
+
+def test_a_message_of_which_next_to_nothing_was_exported_is_read() -> None:
+    record = imported(b'{"transport": "sqs"}')
+    assert (record.value, record.headers, record.system, record.timestamp_ms) == (None, (), (), None)
+    assert imported(b'{"transport": "sqs", "attributes": {"SentTimestamp": "soon"}}').timestamp_ms is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +100,9 @@ def test_a_queue_message_is_read_with_its_attributes_as_headers() -> None:
         ({"transport": "sqs", "body": 1}, "body is no text"),
         ({"transport": "sqs", "message_attributes": []}, None),
         ({"transport": "sqs", "message_attributes": {"a": "b"}}, "message_attributes"),
+        ({"transport": "sqs", "attributes": ["a"]}, "attributes is no object"),
+        ({"transport": "sqs", "message_attributes": {"a": {"BinaryValue": "?"}}}, "BinaryValue of 'a'"),
+        (rb'{"transport": "sqs", "body": "\ud800"}', "not JSON"),
     ],
 )
 def test_what_is_no_export_is_said_to_be_none(line: Any, what: str | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from dlq.entry import Understood
-from dlq.envelopes.untrusted import identifier, label, message, moment, number, topic
+from dlq.envelopes.letter import Letter
+from dlq.envelopes.untrusted import INT32, INT64, identifier, label, message, moment, number, topic
 
 name = "orchestrator"
 
@@ -21,9 +21,14 @@ def recognises(names: AbstractSet[str]) -> bool:
     return not (_FAILURE | _ORIGIN).isdisjoint(names)
 
 
-def read(headers: Mapping[str, bytes | None]) -> Understood:
+def owns(header: str) -> bool:
+    """All under its prefix."""
+    return header.startswith("wf-")
+
+
+def read(letter: Letter) -> Understood:
     """The failure and the origin; a missing or broken header costs that field."""
-    get = headers.get
+    get = letter.last.get
     return Understood(
         name,
         label(get("wf-error-type")),
@@ -31,11 +36,11 @@ def read(headers: Mapping[str, bytes | None]) -> Understood:
         message(get("wf-error-message")),
         label(get("wf-component")),
         label(get("wf-stage")),
-        number(get("wf-attempts"), 2**31 - 1),
+        number(get("wf-attempts"), INT32),
         moment(get("wf-failed-at")),
         topic(get("wf-origin-topic")),
-        number(get("wf-origin-partition"), 2**31 - 1),
-        number(get("wf-origin-offset"), 2**63 - 1),
+        number(get("wf-origin-partition"), INT32),
+        number(get("wf-origin-offset"), INT64),
         moment(get("wf-origin-timestamp")),
         identifier(get("wf-consumer-group")),
     )
