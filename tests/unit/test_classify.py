@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from upath import UPath
 from dlq.classify import Classifier
 from dlq.config import Owners
 from dlq.entry import Record
+from dlq.regrouping import NONE, Regrouping
 from dlq.taxonomy import load_taxonomy
 
 SHIPPED = load_taxonomy(UPath(Path(__file__).parents[2] / "include" / "config" / "taxonomy.yaml"))
@@ -57,7 +59,7 @@ def test_a_dead_letter_is_understood_and_grouped(classifier: Classifier):
         "on-call",
     )
     assert (group.component, group.error_type, group.format) == ("crm.sync", "RateLimit", "orchestrator")
-    assert group.signature == "RateLimit: <n> after <n> tries @ crm.sync"
+    assert group.signature == "RateLimit: <*> after <*> tries @ crm.sync"
 
 
 def test_letters_that_differ_in_values_share_one_group_object(classifier: Classifier):
@@ -111,3 +113,100 @@ def test_the_memo_never_changes_the_answer(error_type: str, component: str, mess
     warm.classify(record)
     warm.classify(letter(2))
     assert warm.classify(record) == fresh.classify(record)
+
+
+def spring(*causes: str, message: str = "Listener failed") -> Record:
+    trace = "x: y\n" + "".join(f"Caused by: {cause}: said\n" for cause in causes)
+    headers = (
+        ("kafka_dlt-original-topic", b"orders"),
+        ("kafka_dlt-exception-fqcn", b"org.springframework.kafka.listener.ListenerExecutionFailedException"),
+        ("kafka_dlt-exception-cause-fqcn", causes[0].encode()),
+        ("kafka_dlt-exception-message", message.encode()),
+        ("kafka_dlt-exception-stacktrace", trace.encode()),
+    )
+    return Record(0, "1", 1, None, b"{}", headers, 0)
+
+
+def test_the_cause_decides_and_names_the_group(classifier: Classifier):
+    _, group = classifier.classify(
+        spring("org.springframework.web.client.ResourceAccessException", "java.net.SocketTimeoutException")
+    )
+    assert (group.category, group.remedy) == ("transient", "retry")
+    assert group.error_type == "org.springframework.web.client.ResourceAccessException"
+
+
+def test_faults_that_differ_in_their_causes_alone_are_two_groups(classifier: Classifier):
+    io = "org.springframework.web.client.ResourceAccessException"
+    _, late = classifier.classify(spring(io, "java.net.SocketTimeoutException"))
+    _, tls = classifier.classify(spring(io, "javax.net.ssl.SSLHandshakeException"))
+    assert late.fingerprint != tls.fingerprint
+    assert (late.category, tls.category) == ("transient", "permanent")
+
+
+def own(tmp_path: Path, rules: str, regrouping: Regrouping = NONE) -> Classifier:
+    path = tmp_path / "taxonomy.yaml"
+    path.write_text(f"rules: [{rules}]")
+    return Classifier(load_taxonomy(UPath(path)), OWNERS, regrouping=regrouping)
+
+
+def test_a_rule_names_the_fingerprint_of_all_it_decides(tmp_path: Path):
+    classifier = own(
+        tmp_path,
+        "{name: r, when: {error_type: A}, category: transient, remedy: retry, fingerprint: psp-down}",
+    )
+    one, other = (classifier.classify(letter(1, error_type="A", error_message=m))[1] for m in ("x", "y"))
+    assert one is other
+    assert (one.fingerprint, one.signature) == ("rule:psp-down", "psp-down, by rule 'r' @ crm.sync")
+
+
+def test_a_rule_looks_at_headers_and_retry_counts(tmp_path: Path):
+    classifier = own(
+        tmp_path,
+        "{name: tired, when: {retry_count_at_least: 3}, category: manual, remedy: manual},"
+        "{name: json, when: {header: {Content-Type: '*/json'}}, category: transient, remedy: retry}",
+    )
+
+    def ruled(count: bytes, content: bytes) -> str:
+        record = letter(1, error_type="A")
+        kept = tuple(header for header in record.headers if header[0] != "content-type")
+        headers = (*kept, ("content-type", content), ("dlq-retry-count", count))
+        return classifier.classify(Record(0, "1", 1, None, None, headers, 0))[1].rule
+
+    assert ruled(b"0", b"application/json") == "json"
+    assert ruled(b"3", b"application/json") == "tired"
+    assert ruled(b"7", b"text/plain") == "tired"
+    assert ruled(b"2", b"text/plain") == "no rule"
+
+
+def test_it_says_why(classifier: Classifier):
+    record = letter(1)
+    assert classifier.why(record, classifier.classify(record)[0]) == (
+        "rule 'rate limit' matched exception (*RateLimit*)"
+    )
+
+
+def test_what_people_merged_and_split_is_honoured(tmp_path: Path, classifier: Classifier):
+    _, one = classifier.classify(letter(1, error_message="slow down"))
+    _, other = classifier.classify(letter(1, error_type="DataCorruption"))
+    decided = Regrouping({one.fingerprint: other}, {other.fingerprint: [re.compile("row 1")]})
+    regrouped = Classifier(SHIPPED, OWNERS, regrouping=decided)
+    assert regrouped.classify(letter(1, error_message="slow down"))[1] == other
+    record = letter(1, error_type="DataCorruption", error_message="429 after 3 tries in row 17")
+    _, plain = classifier.classify(record)
+    splitting = Classifier(
+        SHIPPED, OWNERS, regrouping=Regrouping({}, {plain.fingerprint: [re.compile("row 1")]})
+    )
+    _, apart = splitting.classify(record)
+    assert apart.fingerprint == f"{plain.fingerprint}/{apart.fingerprint.rpartition('/')[2]}"
+    assert (apart.category, apart.component) == (plain.category, plain.component)
+    _, rest = splitting.classify(
+        letter(1, error_type="DataCorruption", error_message="429 after 3 tries in row 2")
+    )
+    assert rest == plain
+
+
+def test_a_circle_of_merges_ends(classifier: Classifier):
+    _, one = classifier.classify(letter(1))
+    _, other = classifier.classify(letter(1, error_type="DataCorruption"))
+    circle = Regrouping({one.fingerprint: other, other.fingerprint: one})
+    assert Classifier(SHIPPED, OWNERS, regrouping=circle).classify(letter(1))[1] in (one, other)
