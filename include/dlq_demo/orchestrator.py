@@ -1,4 +1,4 @@
-"""The reference orchestrator as a service of its own, beside an embedded broker."""
+"""The reference orchestrator as a service of its own, beside an embedded broker or SQS server."""
 
 from __future__ import annotations
 
@@ -6,58 +6,58 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dlq_demo import loopback
+from dlq_demo.elasticmq import ACCESS_KEY, REGION, SECRET_KEY, ElasticMq
 from dlq_demo.process import Process
 
 _START_SECONDS = 60.0
 
 
-class ReferenceOrchestrator:
+class OrchestratorProcess:
     """One ``python -m dlq_orchestrator``; a context manager that starts and stops it.
 
-    :param bootstrap: the broker; both topics must exist.
+    :param origin: the part of its command line that says where workflows come from.
     :param folder: its memory (kept) and its log; the same folder again goes on from there.
     :param token: the bearer token; by default a new one, the same one over restarts.
     :param port: of its HTTP side; by default a free one, the same one over restarts.
-    :param options: more of its command line.
+    :param env: more of its environment.
     :raises ServiceError: when it doesn't start; the message ends with its log.
     """
 
     def __init__(
         self,
-        bootstrap: str,
+        origin: Sequence[str],
         *,
-        origin: str,
-        dlq: str,
         folder: Path,
-        group: str = "orders-workers",
         token: str | None = None,
         port: int | None = None,
-        options: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        self.origin = origin
-        self.dlq = dlq
-        self.group = group
         self.token = token or secrets.token_urlsafe(24)
         self.port = port or loopback.free_ports(1)[0]
         self.log = folder / "orchestrator.log"
         self.state = folder / "state"
         self._command: list[str | Path] = [
-            *(sys.executable, "-m", "dlq_orchestrator", "--bootstrap-servers", bootstrap),
-            *("--origin-topic", origin, "--dlq-topic", dlq, "--group", group),
+            *(sys.executable, "-m", "dlq_orchestrator", *origin),
             *("--host", loopback.HOST, "--port", str(self.port), "--state", self.state),
-            *options,
         ]
+        self._env = {**(env or {}), "DLQ_ORCHESTRATOR_TOKEN": self.token}
         self._process: Process | None = None
 
     @property
     def url(self) -> str:
         """Where it answers."""
         return f"http://{loopback.HOST}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.alive
 
     def __enter__(self) -> Self:
         try:
@@ -80,7 +80,7 @@ class ReferenceOrchestrator:
             "the reference orchestrator",
             self._command,
             log=self.log,
-            env={**os.environ, "DLQ_ORCHESTRATOR_TOKEN": self.token},
+            env={**os.environ, **self._env},
         )
         self._process.wait_until(lambda: self._times_ready() > already, seconds=_START_SECONDS)
 
@@ -96,3 +96,41 @@ class ReferenceOrchestrator:
 
     def _times_ready(self) -> int:
         return len(re.findall(r"^ready http", self.log.read_text(), re.M)) if self.log.exists() else 0
+
+
+class ReferenceOrchestrator(OrchestratorProcess):
+    """One that consumes a Kafka topic.
+
+    :param bootstrap: the broker; both topics must exist.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        origin: str,
+        dlq: str,
+        folder: Path,
+        group: str = "orders-workers",
+        token: str | None = None,
+        port: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.origin = origin
+        self.dlq = dlq
+        self.group = group
+        reads = ("--bootstrap-servers", bootstrap, "--origin-topic", origin, "--dlq-topic", dlq)
+        super().__init__([*reads, "--group", group, *options], folder=folder, token=token, port=port)
+
+
+class SqsOrchestrator(OrchestratorProcess):
+    """One that consumes an SQS queue.
+
+    :param sqs: the server; the queue must exist there, with a redrive policy.
+    """
+
+    def __init__(self, sqs: ElasticMq, *, origin: str, folder: Path, options: Sequence[str] = ()) -> None:
+        self.origin = origin
+        reads = ("--origin-queue", origin, "--endpoint-url", sqs.endpoint, "--region", REGION, "--wait", "1")
+        credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        super().__init__([*reads, *options], folder=folder, env=credentials)

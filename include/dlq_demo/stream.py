@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from dlq_demo.process import ServiceError
-from dlq_demo.surroundings import Surroundings
-from dlq_orchestrator.traffic import send, workflows
+from dlq_demo.surroundings import KafkaSurroundings, SqsSurroundings, Surroundings
+from dlq_orchestrator.traffic import RUN_THROUGH, send, send_to_queue, workflows
 
 _CHUNK = 500
 _PATIENCE_S = 60.0
@@ -27,12 +28,21 @@ class Streamed:
 def stream(
     around: Surroundings, *, until: int, seed: int, progress: Callable[[Streamed], None] = lambda _: None
 ) -> Streamed:
-    """Send workflows, no faster than they are run, until ``until`` of them are dead-lettered and all have run.
+    """Send workflows until ``until`` of them are dead-lettered, at least, and all have run.
 
     The same seed sends the same workflows.
 
     :raises ServiceError: when the orchestrator stands still.
     """
+    if isinstance(around, SqsSurroundings):
+        return _through_queue(around, until, seed, progress)
+    assert isinstance(around, KafkaSurroundings)
+    return _through_topic(around, until, seed, progress)
+
+
+def _through_topic(
+    around: KafkaSurroundings, until: int, seed: int, progress: Callable[[Streamed], None]
+) -> Streamed:
     bootstrap = around.broker.bootstrap
     quiet = {"bootstrap.servers": bootstrap, "log_level": 0}  # errors are raised; the terminal is not its log
     producer = Producer({**quiet, "enable.idempotence": True, "linger.ms": 5})
@@ -42,30 +52,53 @@ def stream(
         while (dead := sum(_ends(watch, around.dlq).values())) < until:
             send(producer, around.origin, workflows(_CHUNK, seed + sent))
             sent += _CHUNK
-            _wait_until_run(watch, around.origin)
+            _wait_until_none(lambda: _behind(watch, around.origin), around.origin)
             progress(Streamed(sent, dead))
         return Streamed(sent, dead)
     finally:
         watch.close()
 
 
-def _wait_until_run(watch: Consumer, topic: str) -> None:
-    """Wait until the orchestrator's group has committed all there is, as long as it goes on."""
-    ends = _ends(watch, topic)
-    wanted = [TopicPartition(topic, part) for part in ends]
-    left, until = -1, time.monotonic() + _PATIENCE_S
-    while True:
-        found = watch.committed(wanted, timeout=10)
-        behind = sum(ends[at.partition] - max(0, at.offset) for at in found)
-        if behind <= 0:
-            return
-        if behind != left:
-            left, until = behind, time.monotonic() + _PATIENCE_S
+def _through_queue(
+    around: SqsSurroundings, until: int, seed: int, progress: Callable[[Streamed], None]
+) -> Streamed:
+    # a failure takes several visibility time-outs to become a dead letter: what was sent tells how many there will be
+    sqs = around.server.client()
+    origin, dlq = (sqs.get_queue_url(QueueName=name)["QueueUrl"] for name in (around.origin, around.dlq))
+    sent = failing = 0
+    while failing < until:
+        kinds = send_to_queue(sqs, origin, workflows(_CHUNK, seed + sent))
+        sent += _CHUNK
+        failing += sum(count for kind, count in kinds.items() if kind not in RUN_THROUGH)
+        progress(Streamed(sent, _messages(sqs, dlq)))
+    _wait_until_none(lambda: _messages(sqs, origin), around.origin)
+    return Streamed(sent, _messages(sqs, dlq))
+
+
+def _wait_until_none(left: Callable[[], int], where: str) -> None:
+    """Wait until nothing is left to run, as long as it goes on."""
+    before, until = -1, time.monotonic() + _PATIENCE_S
+    while (now := left()) > 0:
+        if now != before:
+            before, until = now, time.monotonic() + _PATIENCE_S
         if time.monotonic() > until:
             raise ServiceError(
-                f"the reference orchestrator has left {behind} records of {topic} unread for {_PATIENCE_S:.0f} s"
+                f"the reference orchestrator has left {now} records of {where} unread for {_PATIENCE_S:.0f} s"
             )
         time.sleep(0.05)
+
+
+def _messages(sqs: Any, queue: str) -> int:
+    """How many a queue holds, those in flight and delayed too."""
+    counts = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
+    return sum(int(count) for name, count in counts.items() if name.startswith("ApproximateNumberOf"))
+
+
+def _behind(watch: Consumer, topic: str) -> int:
+    """How many of a topic's records the orchestrator's group has not committed."""
+    ends = _ends(watch, topic)
+    found = watch.committed([TopicPartition(topic, part) for part in ends], timeout=10)
+    return sum(ends[at.partition] - max(0, at.offset) for at in found)
 
 
 def _ends(watch: Consumer, topic: str) -> dict[int, int]:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from dlq_orchestrator.consumer import ConsumerFailed
 from dlq_orchestrator.dead_letter import NotAcknowledged
-from dlq_orchestrator.service import CannotStart, Settings, serve
+from dlq_orchestrator.kafka import KafkaSettings
+from dlq_orchestrator.origin import CannotStart, ConsumerFailed
+from dlq_orchestrator.service import Settings, serve
+from dlq_orchestrator.sqs_queue import SqsSettings
 from dlq_orchestrator.store import StateInUse
 
 
@@ -26,10 +28,7 @@ def main() -> int:
             f"the environment variable {arguments.token_env} must hold the bearer token (--token-env)"
         )
     settings = Settings(
-        bootstrap_servers=arguments.bootstrap_servers,
-        origin_topic=arguments.origin_topic,
-        dlq_topic=arguments.dlq_topic,
-        group=arguments.group,
+        origin=_origin(arguments),
         state=arguments.state,
         token=token,
         host=arguments.host,
@@ -51,14 +50,30 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dlq-orchestrator",
-        description="Runs workflows from a Kafka topic and dead-letters those that fail."
+        description="Runs workflows from a Kafka topic or an SQS queue, and has those that fail dead-lettered."
         " Prints one line, `ready URL`, when it consumes and answers; stops cleanly on SIGTERM.",
     )
+    kafka = parser.add_argument_group("from Kafka: all four")
+    kafka.add_argument("--bootstrap-servers", help="host:port[,host:port]")
+    kafka.add_argument("--origin-topic", help="where workflows come from")
+    kafka.add_argument("--dlq-topic", help="where failed ones go")
+    kafka.add_argument("--group", help="consumer group")
+    sqs = parser.add_argument_group(
+        "from SQS",
+        "Credentials come from the environment; failed workflows go where the queue's redrive policy says.",
+    )
+    sqs.add_argument("--origin-queue", help="where workflows come from: a queue's name or URL")
+    sqs.add_argument("--endpoint-url", help="of an SQS other than AWS's own")
+    sqs.add_argument("--region", help="the queue's (default: the environment's)")
+    sqs.add_argument(
+        "--wait",
+        default=10,
+        type=int,
+        choices=range(1, 21),
+        metavar="1…20",
+        help="seconds a poll waits for messages, and a stop for the polls (default: %(default)s)",
+    )
     add = parser.add_argument
-    add("--bootstrap-servers", required=True, help="Kafka, host:port[,host:port]")
-    add("--origin-topic", required=True, help="where workflows come from")
-    add("--dlq-topic", required=True, help="where failed ones go")
-    add("--group", required=True, help="consumer group")
     add("--state", required=True, type=Path, help="folder of its memory; one process to a folder")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", default=0, type=int, help="port to listen on; 0 takes a free one (default)")
@@ -74,7 +89,22 @@ def _arguments() -> argparse.Namespace:
         type=float,
         help="longest first wait between tries, seconds (default: %(default)s)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.origin_queue is None) == (arguments.origin_topic is None):
+        parser.error("name where workflows come from: either --origin-topic or --origin-queue")
+    if arguments.origin_topic is not None:
+        for name in ("bootstrap_servers", "dlq_topic", "group"):
+            if getattr(arguments, name) is None:
+                parser.error(f"--origin-topic needs --{name.replace('_', '-')} too")
+    return arguments
+
+
+def _origin(arguments: argparse.Namespace) -> KafkaSettings | SqsSettings:
+    if arguments.origin_queue is not None:
+        return SqsSettings(arguments.origin_queue, arguments.endpoint_url, arguments.region, arguments.wait)
+    return KafkaSettings(
+        arguments.bootstrap_servers, arguments.origin_topic, arguments.dlq_topic, arguments.group
+    )
 
 
 def _fail(why: str) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from dlq_orchestrator.failures import Failure
-from dlq_orchestrator.workflow import Headers, Run
+from dlq_orchestrator.workflow import Headers, Record, Run
 
 _OURS = "wf-"
 _MESSAGE_MAX = 1000
@@ -17,6 +17,17 @@ _MESSAGE_MAX = 1000
 
 class NotAcknowledged(Exception):
     """The DLQ's broker did not acknowledge; nothing was committed, so the batch comes again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaRecord(Record):
+    """A record of the origin topic. `timestamp` in epoch ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +40,13 @@ class DeadLetter:
     headers: Headers
 
 
-def dead_letter(run: Run, failure: Failure, group: str) -> DeadLetter:
+def dead_letter(record: KafkaRecord, run: Run, failure: Failure, group: str) -> DeadLetter:
     """The dead letter of a failed run: the record's key, value and headers byte for byte, ours after them.
 
     What an earlier failure left under our prefix is replaced. `correlation-id` and `retry-count` are added
     where the record has none; a replayed record's `dlq-retry-count` stays beside the `retry-count` it
     overrides.
     """
-    record = run.record
     headers: Headers = [(name, value) for name, value in record.headers if not name.startswith(_OURS)]
     names = {name for name, _ in headers}
     if "correlation-id" not in names and run.workflow is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -50,7 +50,7 @@ class Runner:
         self._random = random
         self._now = now
 
-    async def run(self, records: list[Record]) -> list[Run]:
+    async def run(self, records: Sequence[Record]) -> list[Run]:
         """Run a batch; the result is in the batch's order.
 
         Workflows wait beside each other. Those that share a dedupe key run one after the other, so that the

@@ -35,7 +35,8 @@ CREATE TABLE IF NOT EXISTS dedupe (
   key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
-  key TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed')), at INTEGER NOT NULL
+  key TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+  at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lease (
   one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, until INTEGER NOT NULL

@@ -10,7 +10,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -31,6 +33,9 @@ DEFAULT_MIX: dict[str, float] = {
     "plugin_error": 0.004,  # a permanent fault whose replay works
     "corrupt": 0.004,  # bytes that are no workflow
 }
+
+RUN_THROUGH = ("healthy", "flaky")
+"""The kinds that are never dead-lettered."""
 
 _SKUS = ("sku-anvil", "sku-kettle", "sku-lamp", "sku-rope", "sku-teapot")
 _TEXTS = ("cast iron for tea", "green brass lamp", "copper kettle", "twenty metres of hemp", "a present")
@@ -98,6 +103,40 @@ def send(producer: Producer, topic: str, records: Iterable[TrafficRecord]) -> Co
         producer.poll(0)
     if producer.flush(60) or refused:
         raise RuntimeError(f"{topic} did not take all records: {refused[0] if refused else 'no answer'}")
+    return sent
+
+
+def send_to_queue(sqs: Any, queue_url: str, records: Iterable[TrafficRecord]) -> Counter[str]:
+    """Send them all to an SQS queue, headers as attributes; returns how many of each kind were acknowledged.
+
+    A body is text, and never empty: corrupt bytes are put into it as well as that allows.
+
+    :param sqs: a boto3 client.
+    :raises RuntimeError: some were refused.
+    """
+    sent: Counter[str] = Counter()
+
+    def send(records: list[TrafficRecord]) -> None:
+        entries = [
+            {
+                "Id": str(n),
+                "MessageBody": record.value.decode(errors="replace") or "{",
+                "MessageAttributes": {
+                    name: {"DataType": "String", "StringValue": (value or b"").decode()}
+                    for name, value in record.headers
+                },
+            }
+            for n, record in enumerate(records)
+        ]
+        answer = sqs.send_message_batch(QueueUrl=queue_url, Entries=entries)
+        if refused := answer.get("Failed"):
+            raise RuntimeError(f"{queue_url} did not take all messages: {refused[0]['Code']}")
+        sent.update(record.kind for record in records)
+
+    rest = iter(records)
+    batches = iter(lambda: list(islice(rest, 10)), [])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(send, batches))
     return sent
 
 

@@ -1,4 +1,4 @@
-"""The workflow: what a record of the origin topic must hold, and what running it came to."""
+"""The workflow: what a record of the origin must hold, and what running it came to."""
 
 from __future__ import annotations
 
@@ -61,20 +61,12 @@ def parse_workflow(value: bytes | None) -> Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of the origin topic, its bytes as they came. `timestamp` in epoch ms."""
+    """One record of the origin, its bytes as they came. `place` is its name among all the origin's records."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
+    place: str
     value: bytes | None
     headers: Headers
     headers_broken: bool = False
-
-    @property
-    def place(self) -> str:
-        return f"{self.topic}/{self.partition}/{self.offset}"
 
     def text(self, name: str) -> str | None:
         """The last header of that name as text; None where it is absent, empty or not printable text."""
@@ -120,13 +112,16 @@ class StepRun:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What running one record came to; recorded in one transaction with its effects."""
+    """What running one record came to; recorded in one transaction with its effects.
+
+    `pending`: it failed, and its queue will hand the record out again.
+    """
 
     record: Record
     correlation_id: str
     workflow: str | None
     dedupe_key: str
-    state: Literal["succeeded", "failed"]
+    state: Literal["pending", "succeeded", "failed"]
     duplicate_of: str | None = None
     failure: Failure | None = None
     steps: list[StepRun] = field(default_factory=list)

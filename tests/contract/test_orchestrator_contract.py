@@ -92,8 +92,8 @@ def ended(orchestrator: HttpOrchestrator, correlation_id: str) -> Any:
     return until(look)
 
 
-def test_the_reference_keeps_three_levels(orchestrator):
-    assert orchestrator.capabilities() == {"outcome", "routing", "quotas"}
+def test_the_reference_keeps_four_levels(orchestrator):
+    assert orchestrator.capabilities() == {"outcome", "failures", "routing", "quotas"}
 
 
 def test_without_the_token_only_the_health_check_answers(service, http):
@@ -103,6 +103,7 @@ def test_without_the_token_only_the_health_check_answers(service, http):
             ("GET", "/capabilities"),
             ("GET", "/openapi.json"),
             ("POST", "/v1/outcomes"),
+            ("POST", "/v1/failures"),
             ("POST", "/v1/workflows"),
             ("GET", "/v1/workflows/c"),
             ("GET", "/v1/success-rate?window=1"),
@@ -118,7 +119,7 @@ def test_without_the_token_only_the_health_check_answers(service, http):
             assert answer.headers["www-authenticate"] == "Bearer"
     with HttpOrchestrator(service.url, "wrong") as client, pytest.raises(OrchestratorUnauthorized):
         client.capabilities()
-    assert http.get("/openapi.json").json()["info"]["version"] == "1.0"
+    assert http.get("/openapi.json").json()["info"]["version"] == "1.1"
 
 
 def test_a_submitted_workflow_is_pending_until_it_ran_and_tells_its_outputs(orchestrator):
@@ -150,6 +151,17 @@ def test_a_failed_workflow_tells_why_without_its_payload(orchestrator, http):
     )
     assert abs(state.failure.failed_at_ms / 1000 - time.time()) < 60
     assert "hunter2" not in http.get(f"/v1/workflows/{document['correlation_id']}").text
+    other = charge()
+    orchestrator.submit_workflow(other, other["correlation_id"])
+    ended(orchestrator, other["correlation_id"])
+    asked = [document["correlation_id"], other["correlation_id"], "never seen"]
+    known = orchestrator.failures(asked)
+    assert known.keys() == {document["correlation_id"]}
+    assert known[document["correlation_id"]].error_type == "ScopeViolation"
+    answer = http.post("/v1/failures", json={"correlation_ids": asked})
+    assert answer.json()["failures"].keys() == set(asked)
+    assert "hunter2" not in answer.text
+    assert http.post("/v1/failures", json={"correlation_ids": ["c"] * 1001}).status_code == 422
 
 
 def test_a_workflow_submitted_twice_runs_once(orchestrator, http):

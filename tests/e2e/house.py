@@ -27,7 +27,7 @@ from dlq.ledger.schema import entry, metadata
 from dlq_demo.airflow import AirflowStandalone
 from dlq_demo.broker import Broker
 from dlq_demo.stream import stream
-from dlq_demo.surroundings import Surroundings
+from dlq_demo.surroundings import KafkaSurroundings
 
 ROOT = Path(__file__).parents[2]
 QUEUE, DRAIN, REVIEW = "orders", "dlq_drain__orders", "dlq_review__orders"
@@ -53,7 +53,7 @@ class House:
 
     folder: Path
     config: QueueConfig
-    around: Surroundings
+    around: KafkaSurroundings
     airflow: AirflowStandalone
     seed: int = 0
 
@@ -168,7 +168,7 @@ def built(broker: Broker, folder: Path, settings: Mapping[str, str] | None = Non
         for name, value in variables.items():
             patch.setenv(name, value)
         config = load_queue(QUEUE)
-        around = Surroundings(config, orchestrator=folder / "orchestrator", broker=broker)
+        around = KafkaSurroundings(config, orchestrator=folder / "orchestrator", broker=broker)
         for name, value in around.connections.items():
             patch.setenv(name, value)
         services.enter_context(around)

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from dlq_demo import jars, loopback
 from dlq_demo.airflow import AirflowStandalone
 from dlq_demo.broker import Broker, create_topic
+from dlq_demo.elasticmq import ElasticMq, arn
 from dlq_demo.process import Process, ServiceError, Unavailable
 
 
@@ -200,6 +201,51 @@ def test_a_broker_runs_in_the_foreground_until_it_is_ended(tmp_path: Path, broke
         assert foreground.stdout is not None
         bootstrap = foreground.stdout.readline().strip()
         assert AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=10).brokers
+        foreground.terminate()
+        assert foreground.wait(30) == 0
+    assert not processes_with(str(tmp_path))
+
+
+# The SQS server
+
+
+def test_a_killed_sqs_server_comes_back_with_its_messages_on_its_port(
+    tmp_path: Path, elasticmq: ElasticMq
+) -> None:
+    with ElasticMq(tmp_path / "sqs") as ours:
+        sqs, endpoint = ours.client(), ours.endpoint
+        letters = ours.create_queue("kept-dlq")
+        queue = ours.create_queue("kept", dead_letters="kept-dlq", receives=1, visibility=0)
+        attributes = {"bytes": {"DataType": "Binary", "BinaryValue": b"\x00\xff"}}
+        sent = sqs.send_message(QueueUrl=queue, MessageBody="value", MessageAttributes=attributes)
+        (first,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+        assert first["MessageId"] == sent["MessageId"]
+
+        ours.kill()
+        assert not ours.alive
+        ours.start()
+
+        assert ours.endpoint == endpoint
+        assert sqs.get_queue_url(QueueName="kept")["QueueUrl"] == queue
+        assert not sqs.receive_message(QueueUrl=queue).get("Messages")  # the second receive moves it
+        (moved,) = sqs.receive_message(
+            QueueUrl=letters,
+            WaitTimeSeconds=10,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["DeadLetterQueueSourceArn"],
+        )["Messages"]
+    assert (moved["MessageId"], moved["Body"]) == (sent["MessageId"], "value")
+    assert moved["MessageAttributes"] == attributes
+    assert moved["Attributes"] == {"DeadLetterQueueSourceArn": arn("kept")}
+    assert loopback.is_free(ours.port)
+    assert not processes_with(str(tmp_path / "sqs"))
+
+
+def test_an_sqs_server_runs_in_the_foreground_until_it_is_ended(tmp_path: Path, elasticmq: ElasticMq) -> None:
+    command = [sys.executable, "-m", "dlq_demo.elasticmq", "--folder", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as foreground:
+        assert foreground.stdout is not None
+        assert foreground.stdout.readline().startswith(f"http://{loopback.HOST}:")
         foreground.terminate()
         assert foreground.wait(30) == 0
     assert not processes_with(str(tmp_path))

@@ -58,7 +58,7 @@ def rig(broker: Broker, tmp_path: Path) -> Iterator[IsolatedRig]:
 HOLDER = textwrap.dedent("""
     import sys, time
     from dlq.config import QueueConfig
-    from dlq.drain import open_drain
+    from dlq.opening import open_drain
     from dlq.ports import Connection
     from dlq.routing import isolate
     config, bootstrap, url, token = sys.argv[1:]

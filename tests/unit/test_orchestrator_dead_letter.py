@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from dlq_orchestrator.consumer import record_of
-from dlq_orchestrator.dead_letter import DeadLetter, dead_letter
+from dlq_orchestrator.dead_letter import DeadLetter, KafkaRecord, dead_letter
 from dlq_orchestrator.failures import Failure
+from dlq_orchestrator.kafka_consumer import record_of
 from dlq_orchestrator.routing import LeaseHeld, Routing
 from dlq_orchestrator.store import Store
-from dlq_orchestrator.workflow import Headers, Record, Run
+from dlq_orchestrator.workflow import Headers, Run
 
 FAILURE = Failure("RateLimit", "429", "payments.charge", "charge", 3, 1_700_000_000_123, "trace")
 
 
-def failed(headers: Headers, *, workflow: str | None = "order") -> Run:
-    record = Record("orders", 2, 41, 1_699_000_000_000, None, b"\x00\xff", headers)
-    return Run(record, "c1", workflow, "c1", "failed", failure=FAILURE)
+def letter_of(headers: Headers, *, workflow: str | None = "order", group: str = "g") -> DeadLetter:
+    record = KafkaRecord(
+        "orders/2/41",
+        b"\x00\xff",
+        headers,
+        topic="orders",
+        partition=2,
+        offset=41,
+        timestamp=1_699_000_000_000,
+        key=None,
+    )
+    run = Run(record, "c1", workflow, "c1", "failed", failure=FAILURE)
+    return dead_letter(record, run, FAILURE, group)
 
 
 def test_a_dead_letter_says_everything_about_its_failure():
-    letter = dead_letter(failed([]), FAILURE, "orders-workers")
+    letter = letter_of([], group="orders-workers")
     assert (letter.key, letter.value) == (None, b"\x00\xff")
     assert letter.headers == [
         ("correlation-id", b"c1"),
@@ -50,7 +60,7 @@ def test_the_records_own_headers_stay_as_they_are_and_an_earlier_failure_is_repl
         ("retry-count", b"0"),
         ("dlq-retry-count", b"2"),
     ]
-    letter = dead_letter(failed([*own[:2], ("wf-error-type", b"Old"), *own[2:]]), FAILURE, "g")
+    letter = letter_of([*own[:2], ("wf-error-type", b"Old"), *own[2:]])
     assert letter.headers[: len(own)] == own
     names = [name for name, _ in letter.headers]
     assert names.count("wf-error-type") == 1
@@ -59,7 +69,7 @@ def test_the_records_own_headers_stay_as_they_are_and_an_earlier_failure_is_repl
 
 
 def test_a_record_that_could_not_be_read_is_given_no_correlation_id():
-    names = [name for name, _ in dead_letter(failed([], workflow=None), FAILURE, "g").headers]
+    names = [name for name, _ in letter_of([], workflow=None).headers]
     assert "correlation-id" not in names
 
 

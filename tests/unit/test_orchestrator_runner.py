@@ -35,7 +35,7 @@ class Engine:
     def record(self, value: bytes | None, **headers: str) -> Record:
         self._offset += 1
         pairs = [(name.replace("_", "-"), text.encode()) for name, text in headers.items()]
-        return Record("orders", 0, self._offset, 1_700_000_000_000, b"k", value, pairs)
+        return Record(f"orders/0/{self._offset}", value, pairs)
 
     def run(self, *records: Record) -> list[Run]:
         runs = asyncio.run(self.runner.run(list(records)))
@@ -323,7 +323,7 @@ def test_traffic_is_the_same_for_a_seed_and_other_for_another():
 def test_each_kind_of_traffic_breaks_and_heals_as_its_name_says(engine):
     records = list(workflows(600, 3, dict.fromkeys(DEFAULT_MIX, 1.0)))
     assert {r.kind for r in records} == set(DEFAULT_MIX)
-    first = engine.run(*(Record("orders", 0, n, 0, r.key, r.value, r.headers) for n, r in enumerate(records)))
+    first = engine.run(*(Record(f"orders/0/{n}", r.value, r.headers) for n, r in enumerate(records)))
     errors = {
         "transient": {"TransientNetwork"},
         "rate_limit": {"RateLimit"},
@@ -340,7 +340,7 @@ def test_each_kind_of_traffic_breaks_and_heals_as_its_name_says(engine):
     engine.limiter.set_limit("embedding", 2048)
     replayed = engine.run(
         *(
-            Record("orders", 0, n, 0, r.key, r.value, [*r.headers, ("dlq-retry-count", b"1")])
+            Record(f"orders/1/{n}", r.value, [*r.headers, ("dlq-retry-count", b"1")])
             for n, r in enumerate(records)
         )
     )

@@ -161,6 +161,16 @@ class WorkflowSafety:
             ).fetchall()
         return row, steps
 
+    def failures(self, correlation_ids: list[str]) -> dict[str, sqlite3.Row]:
+        """The rows of those workflows whose last run failed, by correlation id."""
+        with self._store.read() as db:
+            rows = db.execute(
+                "SELECT correlation_id, workflow, trace_id, retry_count, failure FROM workflow"
+                " WHERE failure IS NOT NULL AND correlation_id IN (SELECT value FROM json_each(?))",
+                [json.dumps(correlation_ids)],
+            ).fetchall()
+        return {row["correlation_id"]: row for row in rows}
+
     def success_rate(self, window_s: int) -> tuple[int, int]:
         """How many distinct workflows (succeeded, failed) ended in the window, by their last state."""
         with self._store.read() as db:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 EpochMs = Annotated[int, Field(description="epoch milliseconds")]
-Level = Literal["outcome", "routing", "quotas"]
+Level = Literal["outcome", "failures", "routing", "quotas"]
 
 
 class Problem(BaseModel):
@@ -25,7 +25,7 @@ class Problem(BaseModel):
 class Capabilities(BaseModel):
     """Which levels of the contract this orchestrator keeps."""
 
-    version: str = Field(description="the contract's version, major.minor", examples=["1.0"])
+    version: str = Field(description="the contract's version, major.minor", examples=["1.1"])
     levels: list[Level]
 
 
@@ -35,7 +35,7 @@ class Health(BaseModel):
 
 class OutcomeQuery(BaseModel):
     keys: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
-        max_length=1000, description="values of the header `dlq-key`"
+        max_length=1000, description="values of the header `dlq-key`, or of `key` in the attribute `dlq`"
     )
 
 
@@ -70,12 +70,14 @@ class WorkflowDocument(BaseModel):
 
 
 class Submitted(BaseModel):
-    """Where the submitted workflow lies on the origin topic."""
+    """Where the submitted workflow lies: topic, partition and offset, or queue and message id."""
 
     correlation_id: str
-    topic: str
-    partition: int
-    offset: int
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    queue: str | None = None
+    message_id: str | None = None
 
 
 class WorkflowFailure(BaseModel):
@@ -109,6 +111,24 @@ class WorkflowState(BaseModel):
     )
     steps: list[WorkflowStep]
     failure: WorkflowFailure | None
+
+
+class FailureQuery(BaseModel):
+    correlation_ids: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(max_length=1000)
+
+
+class FailedWorkflow(WorkflowFailure):
+    """Why a workflow's last run failed."""
+
+    workflow: str | None = Field(description="null where the record could not be read")
+    trace_id: str | None
+    retry_count: int = Field(description="how often it had been replayed before that run")
+
+
+class Failures(BaseModel):
+    failures: dict[str, FailedWorkflow | None] = Field(
+        description="one for each id that was asked for; null where its last run did not fail, or none was seen"
+    )
 
 
 class SuccessRate(BaseModel):

@@ -9,10 +9,10 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from dlq_orchestrator.consumer import WorkflowConsumer
 from dlq_orchestrator.core.rate_limiter import RateLimiter
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.http.idempotency import Idempotency
+from dlq_orchestrator.origin import Consumer
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.submission import Submission
 
@@ -24,10 +24,10 @@ class Parts:
     token: str
     safety: WorkflowSafety
     limiter: RateLimiter
-    routing: Routing
+    routing: Routing | None
     submission: Submission
     idempotency: Idempotency
-    consumer: WorkflowConsumer
+    consumer: Consumer
 
 
 def _parts(request: Request) -> Parts:

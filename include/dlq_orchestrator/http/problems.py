@@ -14,8 +14,8 @@ from dlq_orchestrator.core.rate_limiter import AboveCeiling, UnknownPlugin
 from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.http.idempotency import KeyInUse, KeyReused
 from dlq_orchestrator.http.models import Problem
+from dlq_orchestrator.origin import NotSubmitted
 from dlq_orchestrator.routing import LeaseHeld
-from dlq_orchestrator.submission import NotSubmitted
 
 _STATUS: dict[type[Exception], int] = {
     AboveCeiling: 422,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request
@@ -13,9 +14,9 @@ from dlq_orchestrator.http import models
 from dlq_orchestrator.http.idempotency import IdempotencyKey
 from dlq_orchestrator.http.parts import Parts, WithParts, require_token
 from dlq_orchestrator.http.problems import documented
+from dlq_orchestrator.routing import Routing
 
-CONTRACT_VERSION = "1.0"
-LEVELS: list[models.Level] = ["outcome", "routing", "quotas"]
+CONTRACT_VERSION = "1.1"
 
 # a batch of slow plugins can take seconds; a turn that takes this long is stuck
 _STUCK_S = 60
@@ -36,9 +37,12 @@ def health(parts: WithParts) -> models.Health:
 
 
 @contract.get("/capabilities", tags=["capabilities"], responses=documented())
-def capabilities() -> models.Capabilities:
+def capabilities(parts: WithParts) -> models.Capabilities:
     """Which levels are kept; ask this first."""
-    return models.Capabilities(version=CONTRACT_VERSION, levels=LEVELS)
+    levels: list[models.Level] = ["outcome", "failures", "quotas"]
+    if parts.routing is not None:
+        levels.append("routing")
+    return models.Capabilities(version=CONTRACT_VERSION, levels=levels)
 
 
 @contract.get("/openapi.json", include_in_schema=False)
@@ -49,23 +53,29 @@ def openapi(request: Request) -> dict[str, Any]:
 
 @contract.post("/v1/outcomes", tags=["outcome"], responses=documented(422), response_model_exclude_none=True)
 def outcomes(query: models.OutcomeQuery, parts: WithParts) -> models.Outcomes:
-    """What became of replays, by the key each carried in its header `dlq-key`. Changes nothing."""
+    """What became of replays, by the key each carried. Changes nothing."""
     # looked up in this order: a record leaves the flight only after its outcome is recorded
-    in_flight = parts.consumer.in_flight
+    in_flight, dead_lettered_until = parts.consumer.in_flight, parts.consumer.dead_lettered_until
     known = parts.safety.outcomes(query.keys)
     answer: dict[str, models.Outcome] = {}
     for key in query.keys:
         state, at = known.get(key, ("unknown", 0))
-        if state == "failed" and key not in in_flight:
-            answer[key] = models.Outcome(state="failed", failed_at=at)
-        elif state == "succeeded":
+        if state == "succeeded":
             answer[key] = models.Outcome(state="succeeded")
+        elif state == "failed" and key not in in_flight and at <= dead_lettered_until:
+            answer[key] = models.Outcome(state="failed", failed_at=at)
         else:
-            answer[key] = models.Outcome(state="pending" if key in in_flight else "unknown")
+            answer[key] = models.Outcome(state="pending" if key in known or key in in_flight else "unknown")
     return models.Outcomes(outcomes=answer)
 
 
-@contract.post("/v1/workflows", tags=["outcome"], status_code=202, responses=documented(409, 422, 503))
+@contract.post(
+    "/v1/workflows",
+    tags=["outcome"],
+    status_code=202,
+    responses=documented(409, 422, 503),
+    response_model_exclude_none=True,
+)
 def submit(
     document: models.WorkflowDocument,
     parts: WithParts,
@@ -74,16 +84,11 @@ def submit(
         str | None, Header(pattern="^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
     ] = None,
 ) -> models.Submitted:
-    """Run a workflow: it is produced to the origin topic, and run from there like any other."""
+    """Run a workflow: it is put into the origin, and run from there like any other."""
 
     def change() -> models.Submitted:
         place = parts.submission.submit(document.model_dump_json().encode(), traceparent)
-        return models.Submitted(
-            correlation_id=document.correlation_id,
-            topic=place.topic,
-            partition=place.partition,
-            offset=place.offset,
-        )
+        return models.Submitted(correlation_id=document.correlation_id, **asdict(place))
 
     return parts.idempotency.once(key, f"submit {document.model_dump_json()}", models.Submitted, change)
 
@@ -117,6 +122,25 @@ def workflow(correlation_id: CorrelationId, parts: WithParts) -> models.Workflow
     )
 
 
+@contract.post("/v1/failures", tags=["failures"], responses=documented(422))
+def failures(query: models.FailureQuery, parts: WithParts) -> models.Failures:
+    """Why workflows failed, for dead letters that don't say. Changes nothing."""
+    known = parts.safety.failures(query.correlation_ids)
+    return models.Failures(
+        failures={
+            correlation_id: models.FailedWorkflow(
+                workflow=row["workflow"],
+                trace_id=row["trace_id"],
+                retry_count=row["retry_count"],
+                **json.loads(row["failure"]),
+            )
+            if (row := known.get(correlation_id))
+            else None
+            for correlation_id in query.correlation_ids
+        }
+    )
+
+
 @contract.get("/v1/success-rate", tags=["outcome"], responses=documented(422))
 def success_rate(
     parts: WithParts, window: Annotated[int, Query(ge=1, le=31 * 86400, description="seconds")]
@@ -126,29 +150,29 @@ def success_rate(
     return models.SuccessRate(succeeded=succeeded, failed=failed, total=succeeded + failed, window_s=window)
 
 
-@contract.get("/v1/routing", tags=["routing"], responses=documented())
+@contract.get("/v1/routing", tags=["routing"], responses=documented(404))
 def routing(parts: WithParts) -> models.Routing:
     """Whether failures are dead-lettered, and who paused that until when."""
     return _routing(parts)
 
 
-@contract.post("/v1/routing/pause", tags=["routing"], responses=documented(409, 422))
+@contract.post("/v1/routing/pause", tags=["routing"], responses=documented(404, 409, 422))
 def pause(pause: models.Pause, parts: WithParts, key: IdempotencyKey = None) -> models.Routing:
     """Hold failures instead of dead-lettering them until the lease ends; its holder may extend it."""
 
     def change() -> models.Routing:
-        parts.routing.pause(pause.holder, pause.seconds)
+        _offered(parts).pause(pause.holder, pause.seconds)
         return _routing(parts)
 
     return parts.idempotency.once(key, f"pause {pause.model_dump_json()}", models.Routing, change)
 
 
-@contract.post("/v1/routing/resume", tags=["routing"], responses=documented(409, 422))
+@contract.post("/v1/routing/resume", tags=["routing"], responses=documented(404, 409, 422))
 def resume(resume: models.Resume, parts: WithParts, key: IdempotencyKey = None) -> models.Routing:
     """End the lease; what was held is dead-lettered at once. Nothing to do where routing is not paused."""
 
     def change() -> models.Routing:
-        parts.routing.resume(resume.holder)
+        _offered(parts).resume(resume.holder)
         return _routing(parts)
 
     return parts.idempotency.once(key, f"resume {resume.model_dump_json()}", models.Routing, change)
@@ -176,8 +200,14 @@ def set_quota(
     )
 
 
+def _offered(parts: Parts) -> Routing:
+    if parts.routing is None:
+        raise HTTPException(404, "routing can't be paused here: /capabilities has no level `routing`")
+    return parts.routing
+
+
 def _routing(parts: Parts) -> models.Routing:
-    state = parts.routing.state()
+    state = _offered(parts).state()
     return models.Routing(
         mode="paused" if state.paused else "auto",
         holder=state.holder,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self, cast
 
 import structlog
@@ -15,11 +15,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from dlq_orchestrator.core.rate_limiter import RateLimiter
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
-from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, dead_letter
+from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, KafkaRecord, dead_letter
+from dlq_orchestrator.origin import ConsumerFailed
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
-from dlq_orchestrator.workflow import Headers, Record, Run
+from dlq_orchestrator.workflow import Headers, Run
 
 _log = structlog.get_logger()
 
@@ -32,15 +33,11 @@ _FENCED_MAX = 3
 _FENCED_WITHIN_S = 60.0
 
 
-class ConsumerFailed(Exception):
-    """The consumer cannot go on; a restart goes on from the committed offsets."""
-
-
 class _Fenced(Exception):
     """The group knows another member under this one's name."""
 
 
-class WorkflowConsumer:
+class KafkaConsumer:
     """Runs batch after batch until told to stop.
 
     For each batch, in this order: run the workflows; dead-letter the failures and wait until the broker has
@@ -79,12 +76,15 @@ class WorkflowConsumer:
         self.in_flight: frozenset[str] = frozenset()
         self.last_turn = time.monotonic()
 
+    @property
+    def dead_lettered_until(self) -> float:
+        """No failure is recorded before its dead letter is acknowledged."""
+        return math.inf
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.close()
 
     def run(self, stop: threading.Event, ready: Callable[[], None]) -> None:
@@ -136,17 +136,17 @@ class WorkflowConsumer:
                 self._process(records)
             self._commit(consumer)
 
-    def _process(self, records: list[Record]) -> None:
+    def _process(self, records: list[KafkaRecord]) -> None:
         self.in_flight = frozenset(record.replay_key for record in records if record.replay_key)
         runs = self._loop.run(self._runner.run(records))
-        failed = [(run, run.failure) for run in runs if run.failure]
         with self._routing.gate:
             paused = self._routing.paused()
             held: list[DeadLetter] = []
             letters: list[DeadLetter] = []
-            for run, failure in failed:
-                waits = paused and not run.record.replay_key
-                (held if waits else letters).append(dead_letter(run, failure, self._group))
+            for record, run in zip(records, runs, strict=True):
+                if run.failure is not None:
+                    waits = paused and not record.replay_key
+                    (held if waits else letters).append(dead_letter(record, run, run.failure, self._group))
             too_large = [letters[place] for place in self._writer.write(letters)]
             with self._store.transaction() as db:
                 self._safety.record(db, runs)
@@ -186,7 +186,7 @@ class WorkflowConsumer:
         return False
 
 
-def record_of(message: Message) -> Record:
+def record_of(message: Message) -> KafkaRecord:
     """The record in a message, whatever its headers are made of."""
     broken = False
     headers: Headers = []
@@ -194,16 +194,18 @@ def record_of(message: Message) -> Record:
         headers = cast(Headers, list(message.headers() or []))
     except (UnicodeDecodeError, ValueError):
         broken = True
-    return Record(
-        # only an error has no place
-        cast(str, message.topic()),
-        cast(int, message.partition()),
-        cast(int, message.offset()),
-        message.timestamp()[1],
-        message.key(),
+    # only an error has no place
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    return KafkaRecord(
+        f"{topic}/{partition}/{offset}",
         message.value(),
         headers,
         broken,
+        topic=cast(str, topic),
+        partition=cast(int, partition),
+        offset=cast(int, offset),
+        timestamp=message.timestamp()[1],
+        key=message.key(),
     )
 
 

@@ -1,0 +1,178 @@
+"""A Kafka topic as origin: its clients, and the parts made of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+
+from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.workflow_safety import WorkflowSafety
+from dlq_orchestrator.dead_letter import DeadLetterWriter
+from dlq_orchestrator.kafka_consumer import KafkaConsumer
+from dlq_orchestrator.origin import CannotStart, NotSubmitted, Origin, Place
+from dlq_orchestrator.routing import Routing
+from dlq_orchestrator.runner import Runner
+from dlq_orchestrator.store import Store
+from dlq_orchestrator.workflow import Headers
+
+_log = structlog.get_logger()
+
+# librdkafka counts uncompressed; the broker decides what is too large for its topic
+_MESSAGE_MAX = 16 * 1024 * 1024
+_TELL_EVERY_S = 10.0
+_SUBMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Where workflows come from, and where failed ones go."""
+
+    bootstrap_servers: str
+    origin_topic: str
+    dlq_topic: str
+    group: str
+
+
+def kafka_origin(
+    settings: KafkaSettings, store: Store, runner: Runner, safety: WorkflowSafety, limiter: RateLimiter
+) -> Origin:
+    """
+    :raises CannotStart: a topic or the broker is not there.
+    """
+    clients = _Clients(settings, store.instance_id)
+    producer = clients.producer()
+    _require_topics(settings, producer)
+    routing = Routing(store)
+    consumer = KafkaConsumer(
+        clients.consumer,
+        settings.origin_topic,
+        settings.group,
+        runner,
+        safety,
+        limiter,
+        routing,
+        DeadLetterWriter(producer, settings.dlq_topic),
+        store,
+    )
+    return Origin(consumer, KafkaInlet(clients.producer(), settings.origin_topic), routing)
+
+
+class KafkaInlet:
+    """Produces workflows to the origin topic.
+
+    :param producer: one of its own: whoever flushes a producer runs the delivery reports of all its users.
+    """
+
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    def put(self, document: bytes, correlation_id: str, traceparent: str | None) -> Place:
+        """
+        :raises NotSubmitted: no acknowledgement.
+        """
+        key = correlation_id.encode()
+        headers: Headers = [("correlation-id", key)]
+        if traceparent:
+            headers.append(("traceparent", traceparent.encode()))
+        deadline = time.monotonic() + _SUBMIT_S
+        delivered = threading.Event()
+        reports: list[tuple[KafkaError | None, Message]] = []
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            reports.append((error, message))
+            delivered.set()
+
+        try:
+            self._producer.produce(
+                self._topic, key=key, value=document, headers=list(headers), on_delivery=report
+            )
+        except KafkaException as error:
+            raise NotSubmitted(f"{self._topic}: {error.args[0].str()}") from None
+        self._producer.flush(_SUBMIT_S)
+        if not delivered.wait(max(0.1, deadline - time.monotonic())):
+            raise NotSubmitted(f"{self._topic} did not acknowledge within {_SUBMIT_S:.0f} s")
+        refused, message = reports[0]
+        if refused is not None:
+            raise NotSubmitted(f"{self._topic}: {refused.str()}")
+        return Place(self._topic, cast(int, message.partition()), cast(int, message.offset()))
+
+
+class _Clients:
+    def __init__(self, settings: KafkaSettings, instance_id: str) -> None:
+        self._settings = settings
+        self._instance_id = instance_id
+        self._told: dict[int, float] = {}
+
+    def producer(self) -> Producer:
+        return Producer(
+            self._common()
+            | {
+                "acks": "all",
+                "enable.idempotence": True,
+                "compression.type": "lz4",
+                # outlives the restart of a broker
+                "delivery.timeout.ms": 120_000,
+                "linger.ms": 2,
+                "message.max.bytes": _MESSAGE_MAX,
+                # where a Java producer would put the same key
+                "partitioner": "murmur2_random",
+            }
+        )
+
+    def consumer(self) -> Consumer:
+        return Consumer(
+            self._common()
+            | {
+                "group.id": self._settings.group,
+                # the same member after a crash: it gets its partitions at once, and fences what it left behind
+                "group.instance.id": f"orchestrator-{self._instance_id}",
+                "session.timeout.ms": 10_000,
+                # a batch of one dedupe key whose every call runs into its time limit
+                "max.poll.interval.ms": 900_000,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 50,
+                # bounded whatever the records' size
+                "queued.max.messages.kbytes": 32 * 1024,
+                "fetch.message.max.bytes": 1024 * 1024,
+            }
+        )
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": self._settings.bootstrap_servers,
+            "client.id": f"orchestrator-{self._instance_id[:8]}",
+            "allow.auto.create.topics": False,
+            "error_cb": self._tell_once,
+            # the error callback tells it, with the log's format
+            "log_level": 2,
+        }
+
+    def _tell_once(self, error: KafkaError) -> None:
+        """A broker that is away is told of by every client, many times a second: say each once in a while."""
+        now = time.monotonic()
+        if now - self._told.get(error.code(), -_TELL_EVERY_S) >= _TELL_EVERY_S:
+            self._told[error.code()] = now
+            _log.warning("kafka", why=error.str())
+
+
+def _require_topics(settings: KafkaSettings, producer: Producer) -> None:
+    try:
+        topics = producer.list_topics(timeout=5).topics
+    except KafkaException as error:
+        if error.args[0].code() not in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT):
+            raise
+        raise CannotStart(
+            f"no Kafka broker answers at {settings.bootstrap_servers} (--bootstrap-servers); is it running?"
+        ) from None
+    for option, topic in (("origin", settings.origin_topic), ("dlq", settings.dlq_topic)):
+        if topic not in topics:
+            raise CannotStart(f"there is no topic {topic}: create it, or correct --{option}-topic")
