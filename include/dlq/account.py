@@ -73,6 +73,27 @@ class Open(msgspec.Struct, frozen=True):
     held_until: str | None
 
 
+class Hop(msgspec.Struct, frozen=True):
+    """An entry and its last replay, in the history of one that keeps failing."""
+
+    part: int
+    place: str
+    failed_at: str | None
+    job: str | None
+    sent_at: str | None
+
+
+class Poison(msgspec.Struct, frozen=True):
+    """An unsettled entry that failed after as many replays as it may (``limits.returns``)."""
+
+    part: int
+    place: str
+    replays: int
+    owner: str
+    signature: str
+    history: list[Hop]
+
+
 class Job(msgspec.Struct, frozen=True):
     id: str
     stage: str
@@ -88,6 +109,20 @@ class Job(msgspec.Struct, frozen=True):
     returned: int
     plan_hash: str
     decision: int | None
+
+
+class Repair(msgspec.Struct, frozen=True):
+    """A repair whose drafts this drain sent: the patch (its file lies in the archive) and what it was made of."""
+
+    id: int
+    at: str
+    who: str
+    chosen: str
+    patch_sha: str
+    drafted: int
+    unchanged: int
+    failed: int
+    sent: int
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -179,9 +214,12 @@ class ReportData(msgspec.Struct, frozen=True):
     open: list[Open]
     open_by_owner: dict[str, int]
     dies_first: str | None
+    poison: list[Poison]
+    poison_count: int
     stages: list[Stage]
     decisions: list[Decided]
     jobs: list[Job]
+    repairs: list[Repair]
     notes: list[Note]
     note_count: int
     timeline: list[Point]

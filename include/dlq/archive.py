@@ -1,7 +1,8 @@
 """The archive: every dead letter's bytes in Parquet segments, written once, checksummed, read back as proof.
 
-Beside them lie ``epochs/<n>.json``: the ledger's id and epoch, written outside the ledger before use, so that a
-lost, restored or second ledger is noticed. The archive is any folder or object store ``UPath`` can reach.
+Beside them lie ``epochs/<n>.json`` (the ledger's id and epoch) and ``plans/<epoch>.<plan>.json`` (a plan's hash):
+written outside the ledger before use, so that a lost, restored or second ledger is noticed. The archive is any folder
+or object store ``UPath`` can reach.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
@@ -27,7 +29,8 @@ from dlq.errors import ArchiveError, Refused
 
 FORMAT_VERSION = 1
 
-_HEADER = pa.struct([("name", pa.string()), ("value", pa.binary())])
+_HEADER = pa.struct([("name", pa.string()), ("value", pa.binary()), ("type", pa.string())])
+_SYSTEM = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 _DICT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -37,6 +40,7 @@ SCHEMA = pa.schema(
         ("key", pa.binary()),
         ("value", pa.binary()),
         ("headers", pa.list_(_HEADER)),
+        ("system", _SYSTEM),
         ("timestamp_ms", pa.int64()),
         ("flaw", pa.string()),
         # what was understood, so that "what failed yesterday, and why" is one query over the files
@@ -49,6 +53,8 @@ SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("failed_at_ms", pa.int64()),
         ("origin", pa.string()),
+        ("origin_queue", pa.string()),
+        ("pointer", pa.string()),
         ("correlation_id", pa.string()),
         ("trace_id", pa.string()),
         ("dedupe_key", pa.string()),
@@ -103,6 +109,13 @@ class Archive:
         self._write(uri, data)
         return Segment(uri, hashlib.sha256(data).hexdigest(), table.num_rows)
 
+    def put(self, uri: str, data: bytes) -> None:
+        """Keep a file of another kind beside the segments, durable when this returns.
+
+        :raises ArchiveError: when it can't be written.
+        """
+        self._write(uri, data)
+
     def _write(self, uri: str, data: Any) -> None:
         path = self.root / uri
         try:
@@ -137,8 +150,10 @@ class Archive:
                 f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
             ) from error
 
-    def verified(self, uri: str, sha256: str) -> tuple[pa.Table, dict[str, Any]]:
-        """A segment's table and what it says about itself, its sum checked first.
+    def verified(
+        self, uri: str, sha256: str, columns: Sequence[str] | None = None
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """A segment's table (of ``columns``, default: all) and what it says about itself, its sum checked first.
 
         :raises ArchiveError: when it is missing or its bytes are not those written.
         """
@@ -152,7 +167,7 @@ class Archive:
             raise ArchiveError(
                 f"archive: segment {uri} has other bytes than were written; restore it from a backup of the archive"
             )
-        table = _table(data)
+        table = _table(data, columns)
         return table, _about(table)
 
     def about(self, uri: str) -> tuple[dict[str, Any], str, int]:
@@ -199,7 +214,47 @@ class Archive:
         :raises ArchiveError: when it can't be written.
         """
         path = self.root / "epochs" / f"{epoch:09d}.json"
-        body = json.dumps({"ledger": ledger_id, "epoch": epoch, "holder": holder})
+        if not self._mark(path, {"ledger": ledger_id, "epoch": epoch, "holder": holder}):
+            other = "a copy of this" if self._ledger_of(path) == ledger_id else "another"
+            raise Refused(
+                f"archive {self.root}: epoch {epoch} was written by {other} ledger. Two ledgers on one queue would "
+                "replay twice: point both at one ledger, or run `dlq ledger rebuild` on the one that stays"
+            )
+
+    def newest_plans(self) -> dict[str, str]:
+        """The hash of each plan marked under the newest epoch that has any."""
+        folder = self.root / "plans"
+        names = sorted(p.name for p in folder.glob("*.json")) if folder.exists() else []
+        newest = [folder / name for name in names if name.partition(".")[0] == names[-1].partition(".")[0]]
+        return {plan: digest for plan, digest in map(self._plan_of, newest) if digest}
+
+    def _plan_of(self, path: UPath) -> tuple[str, str]:
+        try:
+            found = json.loads(path.read_text())
+            return str(found["plan"]), str(found["hash"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(
+                f"archive: {path} does not say which plan it marks: {error}; restore it from a backup of the archive"
+            ) from error
+
+    def claim_plan(self, epoch: int, plan: str, digest: str) -> None:
+        """Mark a plan before its first output, durable when this returns; marked before, it is as it was.
+
+        A rebuilt ledger marks "nothing" (an empty ``digest``): what was marked before it is known to be in doubt.
+
+        :raises Refused: when another plan of this name was marked: the ledger forgot that one.
+        :raises ArchiveError: when it can't be written.
+        """
+        path = self.root / "plans" / f"{epoch:09d}.{plan}.json"
+        if not self._mark(path, {"plan": plan, "hash": digest}) and self._plan_of(path)[1] != digest:
+            raise Refused(
+                f"archive {self.root}: another plan {plan} was carried out: the ledger was restored from an older "
+                "backup. Run `dlq ledger rebuild`: it adopts what the archive has, as in doubt"
+            )
+
+    def _mark(self, path: UPath, says: Mapping[str, Any]) -> bool:
+        """A small file, create-only, durable when this returns; False where it is there."""
+        body = json.dumps(says)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self.is_local:
@@ -208,13 +263,10 @@ class Archive:
                 with path.open("x") as file:
                     file.write(body)
         except FileExistsError:
-            other = "a copy of this" if self._ledger_of(path) == ledger_id else "another"
-            raise Refused(
-                f"archive {self.root}: epoch {epoch} was written by {other} ledger. Two ledgers on one queue would "
-                "replay twice: point both at one ledger, or run `dlq ledger rebuild` on the one that stays"
-            ) from None
+            return False
         except OSError as error:
             raise ArchiveError(f"archive: {path} can't be written: {error}; nothing was changed") from error
+        return True
 
 
 def _create(path: Path, body: str) -> None:
@@ -264,12 +316,21 @@ def segment_table(
             names.append(name)
             values.append(value)
         offsets.append(len(names))
+    typed = [kind for record in records for kind in record.types]
     headers = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()),
         pa.StructArray.from_arrays(
-            [pa.array(names, pa.string()), pa.array(values, pa.binary())], fields=list(_HEADER)
+            [
+                pa.array(names, pa.string()),
+                pa.array(values, pa.binary()),
+                pa.array(typed, pa.string()) if typed else pa.nulls(len(names), pa.string()),
+            ],
+            fields=list(_HEADER),
         ),
     )
+    system = [
+        [{"name": name, "value": value} for name, value in r.system] if r.system else None for r in records
+    ]
     columns = [
         pa.array([r.part for r in records], pa.int32()),
         pa.array([r.place for r in records], pa.string()),
@@ -277,6 +338,7 @@ def segment_table(
         pa.array([r.key for r in records], pa.binary()),
         pa.array([r.value for r in records], pa.binary()),
         headers,
+        pa.array(system, _SYSTEM),
         pa.array([r.timestamp_ms for r in records], pa.int64()),
         pa.array([r.flaw for r in records], pa.string()),
         _labels([u.format for u in understood]),
@@ -288,6 +350,8 @@ def segment_table(
         pa.array([u.attempts for u in understood], pa.int32()),
         pa.array([u.failed_at_ms for u in understood], pa.int64()),
         pa.array([u.origin for u in understood], pa.string()),
+        pa.array([u.origin_queue for u in understood], pa.string()),
+        pa.array([u.pointer for u in understood], pa.string()),
         pa.array([u.correlation_id for u in understood], pa.string()),
         pa.array([u.trace_id for u in understood], pa.string()),
         pa.array([u.dedupe_key for u in understood], pa.string()),
@@ -313,6 +377,12 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     headers: Headers
     timestamp_ms: int | None
+    types: tuple[str, ...] = ()
+    system: tuple[tuple[str, str], ...] = ()
+
+
+STORED = ("part", "pos", "key", "value", "headers", "system", "timestamp_ms")
+"""The columns that :class:`Rows` reads."""
 
 
 class Rows:
@@ -329,7 +399,7 @@ class Rows:
         keep: Callable[[str], bool] | None = None,
     ) -> None:
         if wanted is not None:
-            table = table.take(_indices(array("q", wanted)))
+            table = _chosen(table, wanted)
         self._part = table["part"].to_pylist()
         self._pos = table["pos"].to_pylist()
         self._key = table["key"].to_pylist()
@@ -338,21 +408,24 @@ class Rows:
         headers = table["headers"].combine_chunks()
         if isinstance(headers, pa.ChunkedArray):
             headers = headers.chunk(0)
-        names, values, offsets = (
-            headers.values.field(0).dictionary_encode(),
-            headers.values.field(1),
-            headers.offsets,
-        )
+        # Of a slice, ``values`` and its fields are the whole array's: the offsets say which are ours.
+        first, last = headers.offsets[0].as_py(), headers.offsets[-1].as_py()
+        pairs = headers.values.slice(first, last - first)
+        names, values, types = pairs.field(0).dictionary_encode(), pairs.field(1), pairs.field(2)
+        offsets = pc.subtract(headers.offsets, first)
         known = names.dictionary.to_pylist()  # few: the names of one producer's headers
         which = names.indices
         if keep is not None:
             kept = np.array([keep(name) for name in known], dtype=bool)[which.to_numpy()]
             where = _indices(np.flatnonzero(kept))
-            which, values = which.take(where), values.take(where)
+            which, values, types = which.take(where), values.take(where), types.take(where)
             self._offsets = np.concatenate(([0], np.cumsum(kept)))[offsets.to_numpy()].tolist()
         else:
             self._offsets = offsets.to_pylist()
         self._headers = list(zip([known[n] for n in which.to_pylist()], values.to_pylist(), strict=True))
+        self._types = types.to_pylist() if types.null_count < len(types) else None  # none: of Kafka
+        system = table["system"]
+        self._system = system.to_pylist() if system.null_count < len(table) else None
 
     def __getitem__(self, row: int) -> Stored:
         start, end = self._offsets[row], self._offsets[row + 1]
@@ -363,6 +436,8 @@ class Rows:
             self._value[row],
             tuple(self._headers[start:end]),
             self._timestamp[row],
+            () if self._types is None else tuple(self._types[start:end]),
+            () if self._system is None else tuple((s["name"], s["value"]) for s in self._system[row] or ()),
         )
 
     def __len__(self) -> int:
@@ -370,6 +445,13 @@ class Rows:
 
     def payload_sha(self, row: int) -> str:
         return payload_sha(self._key[row], self._value[row])
+
+
+def _chosen(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """These rows of it; where they are neighbours, without a copy."""
+    if rows and rows[-1] - rows[0] == len(rows) - 1 and all(map(int.__lt__, rows, rows[1:])):
+        return table.slice(rows[0], len(rows))
+    return table.take(_indices(array("q", rows)))
 
 
 def _indices(numbers: Any) -> pa.Array:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from dlq import cli_act, cli_ledger, cli_look, terminal
+from dlq import cli_act, cli_group, cli_ledger, cli_look, cli_repair, terminal
 from dlq.errors import ArchiveError, ConfigError, DlqError, GateFailed
 
 OK, BROKEN, WRONG, REFUSED = 0, 1, 2, 3
@@ -36,7 +36,7 @@ def commands() -> None:
     pass
 
 
-for command in (*cli_look.COMMANDS, *cli_act.COMMANDS, cli_ledger.ledger):
+for command in (*cli_look.COMMANDS, *cli_act.COMMANDS, cli_repair.repair, cli_group.group, cli_ledger.ledger):
     commands.add_command(command)
 
 

@@ -219,10 +219,13 @@ def edit(queue: QueueConfig, entry: str, value: IO[bytes], who: str, as_json: bo
 
     The entry waits for a person. ENTRY is <partition>/<offset>, or <source>/<partition>/<offset>. Key and
     headers stay, and so does the original: nothing is sent before a review approves the draft.
+
+    Where the entry's value is compressed, or framed for a schema registry, the file may hold its document as
+    JSON instead: it is encoded as the value was, with the same schema, and checked against it.
     """
     from dlq import drafts
 
-    made = drafts.edit(queue, entry, value.read(), who)
+    made = drafts.edit(queue, entry, value.read(), who, from_environment)
     if as_json:
         terminal.put_json(
             {

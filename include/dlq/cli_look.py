@@ -6,15 +6,17 @@ from typing import IO, Any
 
 import click
 
-from dlq import clock, terminal
+from dlq import clock, expiry, terminal
+from dlq.classify import Classifier
 from dlq.cli_options import as_json, queue_argument
-from dlq.config import QueueConfig, load_queue, queue_names
+from dlq.config import Owners, QueueConfig, load_queue, queue_names
 from dlq.connections import from_environment
 from dlq.errors import ConfigError, DlqError
-from dlq.explain import explained, history
+from dlq.explain import BadLine, encoding, explained, history
 from dlq.export import exported
 from dlq.ledger import Ledger
 from dlq.redact import redact
+from dlq.taxonomy import load_taxonomy
 
 
 @click.command()
@@ -70,6 +72,9 @@ def _show_status(found: dict[str, Any]) -> None:
         )
     if found["paused_by"]:
         terminal.say(f"paused by {found['paused_by']}: nothing is sent", "yellow")
+    dying = found["first_to_expire"]
+    if words := expiry.said(dying["in_queue"], dying["in_custody"]):
+        terminal.say(words)
     for finding in found["findings"]:
         terminal.warn(finding)
     terminal.show(
@@ -116,16 +121,17 @@ def sample(queue: QueueConfig, most: int, payload: bool, as_json: bool) -> None:
         )
     with looking(queue, from_environment) as (source, positions):
         found = look(source, queue, positions, most)
+        kept_ms = source.retention_ms()
     if as_json:
         for one in found:
-            terminal.put_json(_sampled(one, payload))
+            terminal.put_json(_sampled(one, payload, kept_ms))
         return
     if not found:
         terminal.say(
             f"{queue.name}: nothing is in the queue beyond what is in custody; `dlq status {queue.name}` counts that"
         )
         return
-    rows = [_sampled(one, False) for one in found]
+    rows = [_sampled(one, False, kept_ms) for one in found]
     keys = (
         "place",
         "error_type",
@@ -143,13 +149,15 @@ def sample(queue: QueueConfig, most: int, payload: bool, as_json: bool) -> None:
         [_words(k) for k in keys],
         [[row[k] for k in keys] for row in rows],
     )
+    if words := expiry.said(min((r["expires_at"] for r in rows if r["expires_at"]), default=None), None):
+        terminal.say(words)
     for one in found if payload else ():
         record = one.record
         terminal.say(f"{record.part}/{record.place} key: {escaped(record.key)}")
         terminal.say(f"{record.part}/{record.place} value: {escaped(record.value)}")
 
 
-def _sampled(one: Any, payload: bool) -> dict[str, Any]:
+def _sampled(one: Any, payload: bool, kept_ms: int | None) -> dict[str, Any]:
     from dlq.archive import Stored
 
     record, what, group = one.record, one.understood, one.group
@@ -164,6 +172,7 @@ def _sampled(one: Any, payload: bool) -> dict[str, Any]:
         "fingerprint": group.fingerprint,
         "correlation_id": what.correlation_id,
         "failed_at": clock.from_ms(what.failed_at_ms),
+        "expires_at": expiry.of(record, kept_ms),
         "retry_count": what.retry_count,
         "bytes": len(record.key or b"") + len(record.value or b""),
         "flaw": record.flaw,
@@ -181,11 +190,14 @@ def _sampled(one: Any, payload: bool) -> dict[str, Any]:
 
 @click.command()
 @click.argument("file", type=click.File("rb"), required=False)
+@click.option("--queue", help="Read FILE as this queue does: its formats, its dedupe key.")
 @click.option(
     "--entry", "entry", nargs=2, metavar="QUEUE ENTRY", help="An entry in custody instead of a file."
 )
 @as_json
-def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool) -> None:
+def explain(
+    file: IO[bytes] | None, queue: str | None, entry: tuple[str, str] | None, as_json: bool
+) -> int | None:
     """Explain dead letters.
 
     What is understood of those in FILE, or all that the ledger knows of one in custody. FILE (- is standard
@@ -196,7 +208,8 @@ def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool
        "key_b64": …, "value_b64": …, "headers": [[name, value_b64 or null], …]}
       {"transport": "sqs", "body": …, "attributes": …, "message_attributes": …}
 
-    For each the answer is one JSON line, in order; what is not known is null. Use it to try a taxonomy.
+    For each the answer is one JSON line, in order; what is not known is null. Use it to try a taxonomy. A line
+    that is no dead letter is named on standard error and has no answer; the exit status is then 2.
 
     \b
     ENTRY is <partition>/<offset>, or <source>/<partition>/<offset>.
@@ -204,9 +217,7 @@ def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool
     if (file is None) == (entry is None):
         raise click.UsageError("name either a FILE or --entry QUEUE ENTRY")
     if file is not None:
-        for line in explained(file, getattr(file, "name", "standard input")):
-            terminal.put_json(line)
-        return
+        return _explain_file(file, queue)
     assert entry is not None
     config = load_queue(entry[0])
     ledger = Ledger.open(config.ledger)
@@ -214,10 +225,31 @@ def explain(file: IO[bytes] | None, entry: tuple[str, str] | None, as_json: bool
         found = history(ledger, config.name, entry[1])
     finally:
         ledger.close()
+    found["encoding"] = encoding(config, found["archive"], from_environment)
     if as_json:
         terminal.put_json(found)
     else:
         _show_entry(found)
+    return None
+
+
+def _explain_file(file: IO[bytes], queue: str | None) -> int:
+    from dlq.cli import OK, WRONG
+
+    classifier = Classifier.load(load_queue(queue)) if queue else Classifier(load_taxonomy(), Owners())
+    for finding in classifier.taxonomy.findings:
+        terminal.warn(f"taxonomy.yaml: {finding}")
+    status = OK
+    for each in explained(file, classifier):
+        if isinstance(each, BadLine):
+            terminal.complain(
+                f"{getattr(file, 'name', 'standard input')}:{each.number}: {each.why}; "
+                "`dlq explain --help` has the format"
+            )
+            status = WRONG
+        else:
+            terminal.put_json(each)
+    return status
 
 
 _PLAIN = (
@@ -246,6 +278,7 @@ def _show_entry(found: dict[str, Any]) -> None:
     rows.append(("category", f"{group['category']}, {group['remedy']}, by rule {group['rule']}"))
     rows.append(("fingerprint", f"{group['fingerprint']} ({group['format']})"))
     rows.append(("archive", f"{archive['segment']}, row {archive['row']}"))
+    rows.append(("encoding", found["encoding"]))
     for what in ("taken", "settled"):
         if by := found[what]:
             rows.append((what, f"by {by['id']} ({by['kind']}), opened {by['opened_at']}"))
@@ -256,6 +289,19 @@ def _show_entry(found: dict[str, Any]) -> None:
         )
     for label, value in rows:
         terminal.say(f"  {label:<16} {terminal.safe(value)}")
+    if len(found["returns"]) > 1:
+        terminal.show(
+            "its returns, and what it is one of",
+            ("entry", "failed at", "replays before", "sent at", "in job", "state", "why"),
+            [
+                (
+                    f"{r['part']}/{r['place']}",
+                    *(r[key] for key in ("failed_at", "attempts", "sent_at", "job", "state")),
+                    _words(r["reason"]),
+                )
+                for r in found["returns"]
+            ],
+        )
     terminal.show(
         "jobs",
         ("job", "kind", "stage", "ordinal", "sent to", "at", "state", "ended"),
@@ -266,8 +312,20 @@ def _show_entry(found: dict[str, Any]) -> None:
     )
     terminal.show(
         "drafts",
-        ("draft", "by", "at", "payload sum"),
-        [(d["id"], d["who"], d["at"], d["payload_sha"]) for d in found["drafts"]],
+        ("draft", "by", "at", "payload sum", "repair", "patch", "sent in job"),
+        [
+            (
+                *(d[key] for key in ("id", "who", "at", "payload_sha", "repair")),
+                d["patch_sha"] and d["patch_sha"][:12],
+                d["job"],
+            )
+            for d in found["drafts"]
+        ],
+    )
+    terminal.show(
+        "repairs that failed",
+        ("repair", "by", "at", "patch", "why"),
+        [(r["id"], r["who"], r["at"], r["patch_sha"][:12], r["why"]) for r in found["repairs_failed"]],
     )
     terminal.show(
         "decisions",

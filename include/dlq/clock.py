@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from dlq.memo import Memo
+
 
 def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
@@ -26,3 +28,11 @@ def from_ms(epoch_ms: int | None) -> str | None:
         return iso(datetime.fromtimestamp(epoch_ms / 1000, UTC))
     except (OverflowError, ValueError, OSError):
         return None
+
+
+_minutes: Memo[int, str | None] = Memo(lambda minute: from_ms(minute * 60_000), 10_000)
+
+
+def minute_of(epoch_ms: int) -> str | None:
+    """The minute an epoch in milliseconds lies in, as :func:`from_ms` writes one: for many that share few."""
+    return _minutes[epoch_ms // 60_000]

@@ -22,10 +22,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from upath import UPath
 
+from dlq.envelopes import Envelopes, JsonPath, load
 from dlq.errors import ConfigError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -53,24 +55,31 @@ class _Model(BaseModel):
 
 
 class KafkaSource(_Model):
-    """The dead-letter topic. ``start`` says what a first intake takes: there is no default, old letters may matter."""
+    """The dead-letter topic. ``start`` says what a first intake takes: there is no default, old letters may matter.
+
+    ``originals`` are topics of the same cluster, besides those of ``target.allow``, from which dead letters that only
+    point to their original may be completed.
+    """
 
     kind: Literal["kafka"]
     connection: str
     topic: str
     start: Literal["earliest", "latest"] | AwareDatetime
+    originals: tuple[str, ...] = ()
 
 
 class KafkaTarget(_Model):
     """Where replays go. ``allow`` lists the topics an origin header may select among; ``topic`` (if set) takes all.
 
-    ``group`` is the consumer group whose progress tells the outcome where no orchestrator does.
+    ``topics`` gives a consumer group that failed a topic of its own, so that no other group sees its replays; it comes
+    before ``topic``. ``group`` is the consumer group whose progress tells the outcome where no orchestrator does.
     """
 
     kind: Literal["kafka"]
     connection: str
     allow: tuple[str, ...] = Field(min_length=1)
     topic: str | None = None
+    topics: dict[str, str] = Field(default_factory=dict)
     group: str | None = None
     ordering: Literal["none", "per_key"] = "none"
     partitioner: Literal["murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random"] = (
@@ -83,6 +92,50 @@ class KafkaTarget(_Model):
     def _topic_is_allowed(self) -> KafkaTarget:
         if self.topic is not None and self.topic not in self.allow:
             raise ValueError(f"topic {self.topic!r} is not in allow: add it there")
+        for group, topic in self.topics.items():
+            if topic not in self.allow:
+                raise ValueError(f"topics: {topic!r} of group {group!r} is not in allow: add it there")
+        return self
+
+
+class SqsSource(_Model):
+    """The dead-letter queue, by name, URL or ARN.
+
+    ``start: earliest`` says that the first intake takes all there is; a queue can't begin later. ``visibility`` is how
+    long a message is ours before it is in custody, ``wait`` a long poll; it is empty after some empty polls and when
+    its counts are zero for ``quiet``, since what a killed process had received comes back only then. A receive counts,
+    so a queue with a redrive policy of its own is refused unless ``redrives_on`` says that it may push entries on.
+    A redrive records no error: what the orchestrator can't explain is tried by a ``canary``, or left to a person.
+    """
+
+    kind: Literal["sqs"]
+    connection: str
+    queue: str
+    start: Literal["earliest"]
+    visibility: Annotated[Seconds, Field(ge=1, le=43_200)] = 120.0
+    wait: Annotated[Seconds, Field(ge=0, le=20)] = 20.0
+    quiet: Seconds = 120.0
+    redrives_on: bool = False
+    no_error: Literal["canary", "manual"] = "canary"
+
+
+class SqsTarget(_Model):
+    """Where replays go. ``allow`` lists the queues an entry's own may select among; ``queue`` (if set) takes all.
+
+    ``on_ambiguous`` is what becomes of a message of which it is not known whether it was sent.
+    """
+
+    kind: Literal["sqs"]
+    connection: str
+    allow: tuple[str, ...] = Field(min_length=1)
+    queue: str | None = None
+    ordering: Literal["none"] = "none"
+    on_ambiguous: Literal["hold", "resend"] = "hold"
+
+    @model_validator(mode="after")
+    def _queue_is_allowed(self) -> SqsTarget:
+        if self.queue is not None and self.queue not in self.allow:
+            raise ValueError(f"queue {self.queue!r} is not in allow: add it there")
         return self
 
 
@@ -92,6 +145,9 @@ class MemoryEnd(_Model):
     kind: Literal["memory"]
     connection: str = "memory"
     allow: tuple[str, ...] = ("memory",)
+    topics: dict[str, str] = Field(default_factory=dict)
+    allow_compacted: bool = False
+    originals: tuple[str, ...] = ()
     start: Literal["earliest", "latest"] = "earliest"
     ordering: Literal["none", "per_key"] = "none"
 
@@ -153,6 +209,12 @@ class NotifyRef(_Model):
     connection: str
 
 
+class SchemaRegistryRef(_Model):
+    """A Schema Registry by its REST interface: what payloads framed for one are read and repaired with."""
+
+    connection: str
+
+
 class Owners(_Model):
     """Who gets open work, by category; ``default`` takes the rest."""
 
@@ -179,17 +241,20 @@ class QueueConfig(_Model):
     """One queue's file; its stem is the queue's name."""
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
-    source: Annotated[KafkaSource | MemoryEnd, Field(discriminator="kind")]
-    target: Annotated[KafkaTarget | MemoryEnd, Field(discriminator="kind")]
+    source: Annotated[KafkaSource | SqsSource | MemoryEnd, Field(discriminator="kind")]
+    target: Annotated[KafkaTarget | SqsTarget | MemoryEnd, Field(discriminator="kind")]
     orchestrator: OrchestratorRef | None = None
     alerts: AlertsRef | None = None
     notify: NotifyRef | None = None
+    schema_registry: SchemaRegistryRef | None = None
     slo: Slo = Slo()
     limits: Limits = Limits()
     outcome: Outcome = Outcome()
     approval: Approval = Approval()
     quotas: QuotaPolicy = QuotaPolicy()
     owners: Owners = Owners()
+    formats: tuple[str, ...] = ()
+    dedupe_key: str | None = None
     golden_flows: str | None = None
     schedule: str | None = None
     ledger: str
@@ -202,10 +267,25 @@ class QueueConfig(_Model):
         """``orchestrator: none`` reads better than ``null`` in an incident."""
         if isinstance(data, dict):
             return {
-                k: None if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule"} else v
+                k: None
+                if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule", "schema_registry"}
+                else v
                 for k, v in data.items()
             }
         return data
+
+    @field_validator("formats")
+    @classmethod
+    def _can_be_made(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        load(formats)
+        return formats
+
+    @field_validator("dedupe_key")
+    @classmethod
+    def _is_a_path(cls, path: str | None) -> str | None:
+        if path is not None:
+            JsonPath(path)
+        return path
 
     @model_validator(mode="after")
     def _never_the_dlq(self) -> QueueConfig:
@@ -219,7 +299,16 @@ class QueueConfig(_Model):
                     raise ValueError(
                         f"target.allow: {topic!r} is the DLQ itself or an internal topic; remove it"
                     )
+        if isinstance(self.source, SqsSource) and isinstance(self.target, SqsTarget):
+            names = {_name(queue) for queue in self.target.allow}
+            if _name(self.source.queue) in names:
+                raise ValueError(f"target.allow: {self.source.queue!r} is the DLQ itself; remove it")
         return self
+
+    @cached_property
+    def envelopes(self) -> Envelopes:
+        """What this queue's letters are read by: its ``formats``, then the shipped ones, and its ``dedupe_key``."""
+        return Envelopes(load(self.formats), JsonPath(self.dedupe_key) if self.dedupe_key else None)
 
     @cached_property
     def sha(self) -> str:
@@ -262,6 +351,11 @@ class QueueConfig(_Model):
         return _validated(
             {**self.model_dump(), "limits": limits, "approval": approval}, f"params of {self.name}"
         )
+
+
+def _name(queue: str) -> str:
+    """A queue's own name in its URL or ARN."""
+    return queue.rpartition("/")[2].rpartition(":")[2]
 
 
 def config_root() -> UPath:

@@ -22,8 +22,8 @@ from sqlalchemy import (
     text,
 )
 
-from dlq.archive import Rows
 from dlq.drain import Drain
+from dlq.entry import payload_sha
 from dlq.errors import ArchiveError
 from dlq.expectations import Expectations, Frames
 from dlq.ledger import custody, insert_rows
@@ -153,6 +153,9 @@ def _log(drain: Drain, tx: Connection) -> str:
     return f"{total} records recounted in {len(spans)} range(s)"
 
 
+_SUMMED = ("part", "place", "key", "value")
+
+
 def _archive(drain: Drain, tx: Connection, broken: list[dict[str, Any]]) -> str:
     """Every segment of what was taken by this drain or is unsettled, its sum checked, its payloads summed again."""
     ours = or_(entry.c.taken_drain == drain.id, entry.c.settled_drain.is_(None))
@@ -165,18 +168,20 @@ def _archive(drain: Drain, tx: Connection, broken: list[dict[str, Any]]) -> str:
     total = 0
     for one in segments:
         try:
-            table, about = drain.archive.verified(one.uri, one.sha256)
+            table, about = drain.archive.verified(one.uri, one.sha256, _SUMMED)
         except ArchiveError as error:
             broken.append({"law": "archive segment broken", "what": str(error), "n": one.id})
             continue
         source = custody.find_source(tx, str(about["source"]))
-        rows, places = Rows(table), table["place"].to_pylist()
-        parts = table["part"].to_pylist()
+        columns = (table[name].to_pylist() for name in _SUMMED)
         total += insert_rows(
             tx,
             archived,
             ("source", "part", "place", "payload_sha"),
-            [(source, parts[n], places[n], rows.payload_sha(n)) for n in range(len(rows))],
+            [
+                (source, part, place, payload_sha(key, value))
+                for part, place, key, value in zip(*columns, strict=True)
+            ],
             skip_on=("source", "part", "place", "payload_sha"),
         )
     return f"{total} payload sums in {len(segments)} segment(s)"
@@ -196,9 +201,13 @@ def _target(drain: Drain, tx: Connection) -> str:
         )
         if j.target_from is not None
     ]
-    insert_rows(tx, witnessed, ("job",), [(j.id,) for j in jobs])
     if not jobs:
         return "nothing was sent"
+    unseen = [j for j in jobs if not drain.target_of(j.kind).transactional]
+    jobs = [j for j in jobs if j not in unseen]
+    insert_rows(tx, witnessed, ("job",), [(j.id,) for j in jobs])
+    if not jobs:
+        return f"not witnessed ({len(unseen)} job(s) to queues, which can't be read without taking)"
     ours = f"{drain.queue}-"
     with drain.ledger.read() as look:
         ledger_knows = set(look.execute(select(job.c.id).where(job.c.queue == drain.queue)).scalars())

@@ -12,16 +12,13 @@ from sqlalchemy import func, insert, select, update
 
 from dlq import clock
 from dlq.archive import Archive
-from dlq.config import KafkaSource, KafkaTarget, QueueConfig
+from dlq.config import KafkaSource, KafkaTarget, QueueConfig, SqsSource, SqsTarget
 from dlq.errors import ConfigError, Refused
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger.schema import drain as drains
-from dlq.ledger.schema import entry, event, source
+from dlq.ledger.schema import entry, event
 from dlq.orchestrator import HttpOrchestrator, Orchestrator
 from dlq.ports import Connections, Depth, Source, Target
-
-LEASE_S = 300.0
-"""How long a lease lasts from the moment a stage takes or extends it without naming a deadline."""
 
 Level = Literal["info", "warning", "error"]
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -34,7 +31,8 @@ def drain_id(queue: str, run_id: str) -> str:
 
 
 class Drain:
-    """One run on one queue. Made by :func:`open_drain`, :meth:`attach` or :func:`dry`; close it, or use ``with``.
+    """One run on one queue. Made by :func:`dlq.opening.open_drain`, :meth:`attach` or :func:`dry`; close it, or use
+    ``with``.
 
     ``config`` is the queue's file as it was when the drain was opened. A dry run holds no lease and writes nothing.
     """
@@ -107,15 +105,7 @@ class Drain:
 
     @cached_property
     def source(self) -> Source:
-        found: Source
-        if isinstance(self.config.source, KafkaSource):
-            from dlq.sources.kafka import KafkaDlq
-
-            found = KafkaDlq(self.queue, self.config.source, self.connections)
-        else:
-            from dlq.sources.memory import MemoryDlq
-
-            found = MemoryDlq.shared(self.config.source.connection, self.config.source.start)
+        found = connect(self.config, self.connections)
         with self.ledger.read() as tx:
             found.uri = custody.living_uri(tx, self.queue, found.uri)
         return found
@@ -126,15 +116,29 @@ class Drain:
             from dlq.targets.kafka import KafkaReplay
 
             return KafkaReplay(self.config.target, self.connections)
+        if isinstance(self.config.target, SqsTarget):
+            from dlq.targets.sqs import SqsReplay
+
+            return SqsReplay(self.config.target, self.connections)
         from dlq.targets.memory import MemoryReplay
 
-        return MemoryReplay.shared(self.config.target.connection, self.config.target.allow)
+        return MemoryReplay.shared(
+            self.config.target.connection,
+            self.config.target.allow,
+            allow_compacted=self.config.target.allow_compacted,
+        )
 
     @cached_property
     def returning(self) -> Target:
         """The queue itself as a target: where entries are handed back, and nothing else may go."""
+        if isinstance(self.config.source, SqsSource):
+            from dlq.targets.sqs import SqsReplay
+
+            queue = self.config.source.queue
+            dlq = SqsTarget(kind="sqs", connection=self.config.source.connection, allow=(queue,), queue=queue)
+            return SqsReplay(dlq, self.connections)
         if not isinstance(self.config.source, KafkaSource):
-            raise ConfigError(f"queue {self.queue}: entries can be handed back to a Kafka source only")
+            raise ConfigError(f"queue {self.queue}: entries can't be handed back to this kind of source")
         from dlq.targets.kafka import KafkaReplay
 
         back = KafkaTarget(
@@ -220,86 +224,23 @@ class Drain:
             )
 
 
-def open_drain(
-    config: QueueConfig,
-    *,
-    run_id: str,
-    kind: str = "drain",
-    connections: Connections,
-    lease_s: float = LEASE_S,
-) -> Drain:
-    """Take the queue's lease, see that the world is as the ledger remembers it, and finish what earlier holders left.
+def connect(config: QueueConfig, connections: Connections) -> Source:
+    """A client of the queue's source.
 
-    :raises QueueBusy: while another holder lives.
-    :raises Refused: when a memory was lost or doubled (law 10).
-    :raises ConfigError: when a file, Connection or topic is wrong.
+    :raises ConfigError: when the queue or its Connection is wrong.
     """
-    from dlq.replay import finish_earlier  # a replay needs a Drain
+    source = config.source
+    if isinstance(source, KafkaSource):
+        from dlq.sources.kafka import KafkaDlq
 
-    identity = drain_id(config.name, run_id)
-    ledger = Ledger.open(config.ledger)
-    archive = Archive(config.archive, config.name)
-    newest = archive.newest_epoch()
-    if newest is not None and newest[1] != ledger.id:
-        raise Refused(
-            f"archive {archive.root} was last used by ledger {newest[1]}, this is {ledger.id}: the ledger is "
-            "new, or a second one. "
-            "Point the queue's file at the right ledger; if that one is lost, run `dlq ledger rebuild`"
-        )
-    known = lease.known_epoch(ledger, config.name, identity)
-    if newest is not None and newest[0] > known:
-        raise Refused(
-            f"archive {archive.root} knows epoch {newest[0]}, the ledger {known}: the ledger was restored from "
-            "an older backup. "
-            "Run `dlq ledger rebuild`: it adopts what the archive has since, as in doubt"
-        )
-    # Before the lease is taken: a refused opening must not bring an old ledger's epoch up to the world's.
-    drain = Drain(identity, config, ledger, connections, epoch=known, kind=kind)
-    try:
-        with ledger.read() as tx:
-            known_as = select(source.c.uri).where(
-                source.c.queue == config.name, source.c.retired_at.is_(None)
-            )
-            living = tx.execute(known_as).scalar()
-        if (
-            living is None or living.partition("#")[0] == drain.source.uri
-        ):  # another source is refused below, with what to do
-            drain.source.check(drain.positions(), ledger.id, known)
-    except BaseException:
-        drain.close()
-        raise
-    epoch = lease.acquire(
-        ledger,
-        config.name,
-        identity,
-        run_id=run_id,
-        kind=kind,
-        seconds=lease_s,
-        config=config.model_dump_json(),
-    )
-    drain.epoch = epoch
-    try:
-        archive.claim_epoch(epoch, ledger.id, identity)
-        drain.note("opened", f"epoch {epoch} of queue {config.name}, configuration {config.sha}", epoch=epoch)
-        with ledger.write(config.name, epoch) as tx:
-            row = custody.source_id(tx, config.name, drain.source.uri)
-            positions = custody.positions(tx, row)
-        findings = drain.source.check(positions, ledger.id, epoch)
-        _preflight(drain)
-        for finding in [*findings, *drain.target.findings()]:
-            drain.note("open_drain", finding, level="warning")
-        orphans = custody.register_orphans(ledger, archive, config.name, epoch)
-        if orphans:
-            drain.note(
-                "open_drain",
-                f"{orphans} segment(s) without rows, left by a crash, were registered; their entries are read again",
-            )
-        finish_earlier(drain)
-    except BaseException:
-        lease.release(ledger, config.name, identity, epoch, "refused")
-        drain.close()
-        raise
-    return drain
+        return KafkaDlq(config.name, source, connections)
+    if isinstance(source, SqsSource):
+        from dlq.sources.sqs import SqsDlq
+
+        return SqsDlq(source, connections)
+    from dlq.sources.memory import MemoryDlq
+
+    return MemoryDlq.shared(source.connection, source.start)
 
 
 def dry(config: QueueConfig, *, run_id: str, connections: Connections) -> Drain:
@@ -307,14 +248,3 @@ def dry(config: QueueConfig, *, run_id: str, connections: Connections) -> Drain:
     return Drain(
         drain_id(config.name, run_id), config, Ledger.open(config.ledger), connections, epoch=-1, dry_run=True
     )
-
-
-def _preflight(drain: Drain) -> None:
-    """Look at the target before anything leaves the queue.
-
-    :raises ConfigError: naming the field and the fix.
-    """
-    target = drain.config.target
-    problems = drain.target.preflight()
-    if problems:
-        raise ConfigError(f"queue {drain.queue}: target ({target.connection}): " + "; ".join(problems))

@@ -11,6 +11,10 @@ class ConfigError(DlqError):
     """A configuration is wrong; the message names the file, the field and the fix. A retry can't heal it."""
 
 
+class NotFound(ConfigError):
+    """What a configuration names, or named, does not exist."""
+
+
 class Refused(DlqError):
     """The world is not what the ledger remembers, so nothing is guessed (law 10). A retry can't heal it."""
 

@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, and_, func, select
 from dlq import plan as planning
 from dlq.drain import Drain
 from dlq.errors import Refused
-from dlq.ledger.schema import entry, grp
+from dlq.ledger.schema import drain as drains
+from dlq.ledger.schema import entry, event, grp
 from dlq.orchestrator import OrchestratorError
 from dlq.pace import CANARY
 from dlq.replay import Ran, ready_now, run_jobs
@@ -126,6 +127,8 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     orchestrator = drain.orchestrator
     if not proposal["fixes"] or orchestrator is None or drain.dry_run:
         return {"applied": [], "said": "nothing to apply"}
+    # Said before it is done: who dies between a raise and its canary leaves one that nobody tried, to be taken back.
+    drain.note("apply_fix", "about to apply what was approved", applied=proposal["fixes"], decision=decision)
     applied = []
     for fix in proposal["fixes"]:
         quota = orchestrator.set_quota(
@@ -174,6 +177,25 @@ def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
     return {"passed": not rolled_back, "rolled_back": rolled_back, "freed": freed, "said": "; ".join(said)}
 
 
+def take_back_untried(drain: Drain) -> list[str]:
+    """Roll back the fixes of the queue's last drains that were applied, or about to be, and that no canary tried;
+    returns what was done, in words.
+    """
+    of_queue = select(event.c.id, event.c.data).join(drains, drains.c.id == event.c.drain)
+    of_queue = of_queue.where(drains.c.queue == drain.queue).order_by(event.c.id.desc()).limit(1)
+    with drain.ledger.read() as tx:
+        made = tx.execute(of_queue.where(event.c.stage == "apply_fix")).first()
+        tried = tx.execute(of_queue.where(event.c.stage == "canary_fix")).first()
+    applied = json.loads(made.data)["applied"] if made and (tried is None or tried.id < made.id) else []
+    if not applied:
+        return []
+    said = [f"{fix['plugin']}: no canary tried its fix; {_roll_back(drain, fix)}" for fix in applied]
+    drain.note(
+        "canary_fix", "; ".join(said), level="warning", rolled_back=[f["plugin"] for f in applied], freed=0
+    )
+    return said
+
+
 def _try(drain: Drain, fix: dict[str, Any], ours: ColumnElement[bool], deadline: float) -> list[Ran]:
     """The canary's jobs and how they ended; a retry goes on with those there are, and judges no others."""
     stage = f"canary_fix:{fix['plugin']}:{fix['proposed']:g}"
@@ -195,7 +217,8 @@ def _try(drain: Drain, fix: dict[str, Any], ours: ColumnElement[bool], deadline:
 
 
 def _roll_back(drain: Drain, fix: dict[str, Any]) -> str:
-    assert drain.orchestrator is not None
+    if drain.orchestrator is None:
+        return f"NOT rolled back from {fix['proposed']} to {fix['current']}: no orchestrator is configured"
     try:
         drain.orchestrator.set_quota(fix["plugin"], fix["current"], f"{drain.id}:roll back:{fix['plugin']}")
     except OrchestratorError as error:

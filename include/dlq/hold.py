@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from threading import Event, Thread
 
 from dlq.config import QueueConfig
-from dlq.drain import Drain, open_drain
+from dlq.drain import Drain
 from dlq.errors import DlqError
 from dlq.ledger import lease
+from dlq.opening import open_drain
 from dlq.ports import Connections
 
 LEASE_S = 120.0

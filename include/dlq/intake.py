@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
-from dlq import clock
+from dlq import clock, mark
 from dlq.archive import segment_table
 from dlq.classify import Classifier
-from dlq.config import KafkaTarget
+from dlq.config import QueueConfig, SqsSource, SqsTarget
+from dlq.destination import Destination
 from dlq.drain import Drain
 from dlq.entry import Group, Record, Understood, payload_sha
+from dlq.envelopes import pointer
 from dlq.errors import Overtaken
 from dlq.ledger import custody
 from dlq.ports import Batch, Pass
+from dlq.regroup import regrouping
 
 MAX_ENTRIES, MAX_BYTES, MAX_SECONDS = 5_000, 16 << 20, 2.0
 """A batch's bounds (DESIGN §6): what is in memory and what a crash reads again."""
@@ -66,23 +71,25 @@ class Intake:
     def __init__(self, drain: Drain, parts: Sequence[int] | None = None) -> None:
         self._drain = drain
         self._parts = parts
-        self._classifier = Classifier.load(drain.config)
+        self._classifier = Classifier.load(drain.config, regrouping(drain))
         self._known: dict[Group, int] = {}
-        target = drain.config.target
-        self._allow = frozenset(target.allow)
-        self._fixed = target.topic if isinstance(target, KafkaTarget) else target.allow[0]
-        self._keyed = target.ordering == "per_key"
+        self._destination = Destination(drain.config)
+        self._keyed = drain.config.target.ordering == "per_key"
+        self._fetched_from = _originals(drain.config)
         self._first_until: dict[int, int] = {}
+        self._starts: Mapping[int, int] = {}
         self._spans: dict[int, tuple[int, int]] = {}
 
-    def run(self, deadline_s: float, progress: Progress | None = None) -> Taken:
+    def run(self, deadline_s: float, progress: Progress | None = None, *, glance: bool = False) -> Taken:
         """Read to the cut-off or the deadline.
 
+        :param glance: only see what has come (:meth:`dlq.ports.Source.open_pass`).
         :raises Fenced: when another process takes this queue.
         """
         done = Taken()
         began = time.monotonic()
-        row, reading, rounds = self._open()
+        row, reading, rounds = self._open(glance)
+        self._starts = reading.starts
         try:
             done.cutoffs = dict(reading.cutoffs)
             reading.echo()
@@ -113,12 +120,16 @@ class Intake:
         done.seconds = time.monotonic() - began
         return done
 
-    def _open(self) -> tuple[int, Pass, dict[int, int]]:
+    @cached_property
+    def _kept_ms(self) -> int | None:
+        return self._drain.source.retention_ms()
+
+    def _open(self, glance: bool) -> tuple[int, Pass, dict[int, int]]:
         """A pass from where the ledger is, with its ranges; again where another process moved on meanwhile."""
         drain = self._drain
         while True:
             row, positions = self._positions()
-            reading = drain.source.open_pass(positions, self._parts)
+            reading = drain.source.open_pass(positions, self._parts, glance=glance)
             try:
                 with drain.ledger.write(drain.queue, drain.epoch, alone=True) as tx:
                     rounds = custody.open_ranges(tx, row, drain.id, reading.starts, reading.cutoffs)
@@ -138,7 +149,7 @@ class Intake:
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             row = custody.source_id(tx, drain.queue, drain.source.uri)
             positions = custody.positions(tx, row)
-        if not positions and drain.source.has_log:
+        if not positions:
             first = drain.source.first()
             with drain.ledger.write(drain.queue, drain.epoch, alone=True) as tx:
                 if not custody.positions(tx, row):
@@ -149,12 +160,49 @@ class Intake:
     def _prepare(self, batch: Batch) -> _Prepared:
         understood: list[Understood] = []
         groups: list[Group] = []
+        pointers: list[int] = []
         classify = self._classifier.classify
-        for record in batch.records:
+        for number, record in enumerate(batch.records):
             what, group = classify(record)
+            if what.pointer is not None and record.flaw is None:
+                record.flaw = "pointer"
+                pointers.append(number)
             understood.append(what)
             groups.append(group)
-        return _Prepared(batch, understood, groups)
+        prepared = _Prepared(batch, understood, groups)
+        if pointers:
+            self._complete(prepared, pointers)
+        return prepared
+
+    def _complete(self, prepared: _Prepared, pointers: Sequence[int]) -> None:
+        """Put the originals in the place of dead letters that only point to them, where they can still be read.
+
+        The failure's headers come after the original's own, so that the record is understood as before; the place and
+        the timestamp stay the dead letter's.
+        """
+        by_topic: dict[str, dict[int, tuple[int, int]]] = {}
+        for number in pointers:
+            where = pointer.place(prepared.understood[number].pointer or "")
+            if where is not None and where[0] in self._fetched_from:
+                by_topic.setdefault(where[0], {})[number] = where[1:]
+        records = prepared.batch.records
+        for topic, places in by_topic.items():
+            found = self._drain.source.originals(topic, set(places.values()))
+            for number, place in places.items():
+                original, letter = found.get(place), records[number]
+                if original is None or original.flaw is not None:
+                    continue
+                whole = msgspec.structs.replace(
+                    letter,
+                    key=original.key,
+                    value=original.value,
+                    headers=(*original.headers, *letter.headers),
+                    flaw=None,
+                )
+                what, group = self._classifier.classify(whole)
+                if what.pointer is None:
+                    records[number] = whole
+                    prepared.understood[number], prepared.groups[number] = what, group
 
     def _commit(
         self, reading: Pass, source: int, rounds: dict[int, int], prepared: _Prepared, done: Taken
@@ -188,6 +236,8 @@ class Intake:
                     s.entry for n, s in returns.items() if s.payload_sha == shas[n] and not s.handed_back
                 }
                 custody.mark_returned(tx, sorted(came_back), drain.id)
+                claimed = {s.entry for n, s in returns.items() if s.payload_sha != shas[n]} - came_back
+                custody.mark_contested(tx, sorted(claimed))
                 done.returns += len(came_back)
             again = len(batch.records) - new
             custody.move(tx, source, rounds, batch.ranges, again)
@@ -203,6 +253,9 @@ class Intake:
         claims = _claims(prepared.batch.records)
         sent = custody.sent_by_ordinal(tx, set(claims.values())) if claims else {}
         returns = {number: sent[claim] for number, claim in claims.items() if claim in sent}
+        if not self._drain.source.has_log:
+            refs = {r.place: n for n, r in enumerate(prepared.batch.records) if n not in returns}
+            returns.update({refs[ref]: found for ref, found in custody.sent_by_ref(tx, refs).items()})
         if not self._spans:
             return returns
         places = {
@@ -230,16 +283,14 @@ class Intake:
         returns: dict[int, custody.Sent],
     ) -> list[tuple[Any, ...]]:
         drain, rows, from_ms, first_until = self._drain, [], clock.from_ms, self._first_until
-        queue, drain_id, known, allow, fixed = drain.queue, drain.id, self._known, self._allow, self._fixed
+        queue, drain_id, known, destination = drain.queue, drain.id, self._known, self._destination.of
+        kept_ms, minute_of = self._kept_ms, clock.minute_of
         for number, (record, what, group, sha) in enumerate(
             zip(prepared.batch.records, prepared.understood, prepared.groups, shas, strict=True)
         ):
             return_of, attempts = None, what.retry_count
-            reason = (
-                "first_intake"
-                if record.pos is not None and record.pos < first_until.get(record.part, -1)
-                else "new"
-            )
+            at = self._starts[record.part] if record.pos is None else record.pos
+            reason = "first_intake" if at < first_until.get(record.part, -1) else "new"
             if record.flaw is not None:
                 reason = record.flaw
             elif (original := returns.get(number)) is not None:
@@ -251,7 +302,6 @@ class Intake:
                         reason = "returned"
                 else:
                     reason = "conflict"  # it says it is our replay, but carries something else
-            topic = fixed or what.origin_topic
             size = len(record.key or b"") + len(record.value or b"")
             key_hash = (
                 blake2b(record.key, digest_size=8).hexdigest()
@@ -273,19 +323,28 @@ class Intake:
                     reason,
                     known[group],
                     group.owner,
-                    topic if topic in allow else None,
+                    destination(what),
                     what.correlation_id,
                     what.trace_id,
                     what.dedupe_key,
                     what.origin,
                     key_hash,
                     from_ms(what.failed_at_ms),
-                    None,
+                    minute_of(record.timestamp_ms + kept_ms) if kept_ms and record.timestamp_ms else None,
                     attempts,
                     return_of,
                 )
             )
         return rows
+
+
+def _originals(config: QueueConfig) -> frozenset[str]:
+    """The topics beside the queue of which originals may be fetched: what a dead letter says only selects in it."""
+    source, target = config.source, config.target
+    if isinstance(source, SqsSource):
+        return frozenset()
+    allowed = () if isinstance(target, SqsTarget) else target.allow
+    return frozenset((*source.originals, *allowed))
 
 
 def _claims(records: Sequence[Record]) -> dict[int, tuple[str, int]]:
@@ -300,6 +359,8 @@ def _claims(records: Sequence[Record]) -> dict[int, tuple[str, int]]:
                 job = value
             elif name == "dlq-ordinal":
                 ordinal = value
+            elif name == mark.NAME and value is not None and (claim := mark.read(value)) is not None:
+                job, ordinal = claim.job.encode("utf-8", "replace"), b"%d" % claim.ordinal
         # Postgres text holds no NUL, and no job's name does.
         if job and b"\0" not in job and ordinal and ordinal.isdigit() and len(ordinal) < 18:
             claims[number] = (job.decode("utf-8", "replace")[:200], int(ordinal))

@@ -15,11 +15,11 @@ from sqlalchemy import select
 
 from dlq import clock
 from dlq.drain import Drain
-from dlq.errors import Fenced, Refused, TargetError
+from dlq.errors import Fenced, NotFound, Refused, TargetError
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Item
 from dlq.ledger.schema import queue as queues
-from dlq.outbox import Outbox
+from dlq.outbox import Chunk, Outbox
 from dlq.pace import Rate
 from dlq.ports import Delivered, Output, Unproducible, Writer
 
@@ -27,6 +27,13 @@ MAX_RECORDS = 1_000
 """A transaction's records (RULES, Kafka 10); its bytes are bound by the outbox."""
 
 _TRIES = 3
+
+
+def paused(drain: Drain) -> bool:
+    """Whether a person holds the queue's replays; asked between transactions."""
+    with drain.ledger.read() as tx:
+        found = tx.execute(select(queues.c.paused_by).where(queues.c.name == drain.queue)).scalar()
+    return found is not None
 
 
 class CursorLost(TargetError):
@@ -75,9 +82,10 @@ class JobRun:
         """Init (fences an older writer), read the cursor, settle what it has passed, go on from there."""
         drain, job = self._drain, self.job
         ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=fresh)
+        drain.archive.claim_plan(drain.epoch, job.plan, job.plan_hash)
         self._writers.close()
         about = json.dumps({"ledger": drain.ledger.id, "plan": job.plan_hash[:16], "size": job.size})
-        self._writer: Writer = self._writers.enter_context(self._target.writer(job.id, job.target, about))
+        self._writer: Writer = self._writers.enter_context(self._opened(about))
         # Once more, now that an older writer can't commit: a try that slept between the claim and the init above
         # would be the writer the target believes in, while its successor sends the same entries in another job.
         ledger.claim_writer(drain.ledger, drain.queue, drain.epoch, job.id, self._token, fresh=False)
@@ -104,6 +112,16 @@ class JobRun:
         self.cursor = self.job.cursor
         if unknown:
             self._find_deliveries()
+
+    def _opened(self, about: str) -> Writer:
+        job = self.job
+        try:
+            return self._target.writer(job.id, job.target, about)
+        except NotFound:
+            if job.state == "running":
+                self._doubt("its target is gone, and its cursor with it")
+            self.close("target gone", job.rest("target_gone"))
+            raise
 
     def _cursor(self) -> int | None:
         try:
@@ -150,7 +168,7 @@ class JobRun:
         """
         until = min(until, self.job.size)
         tries = 0
-        while self.cursor < until and time.monotonic() < deadline and not self._paused():
+        while self.cursor < until and time.monotonic() < deadline and not paused(self._drain):
             try:
                 self._send_some(until, deadline)
                 tries = 0
@@ -165,29 +183,33 @@ class JobRun:
         return self.cursor
 
     def _send_some(self, until: int, deadline: float) -> None:
-        """Transactions up to ``until``. While the target commits one, the ledger settles those before and the next
-        one's records are read; a crash anywhere between is mended by the target's cursor."""
+        """Transactions up to ``until``. While the target takes one's records the next one's are made, of what was read
+        while it committed the one before (nothing that could wait is done inside a transaction), and the ledger settles
+        those before; a crash anywhere between is mended by the target's cursor."""
         books = _Books(self._pool, self._settle)
-        chunk, outputs = self._next(self.cursor, until)
+        self._outbox.forget()  # since the last step others may have changed the plan's lines
+        chunk = self._next(self.cursor, until)
         try:
-            while chunk:
-                cursor = chunk[-1].ordinal + 1
-                self._rate.wait(len(chunk))
-                self._writer.produce(outputs)
+            while chunk.items:
+                cursor = chunk.items[-1].ordinal + 1
+                self._rate.wait(len(chunk.items))
+                self._writer.produce(chunk.outputs)
+                ahead = self._outbox.next(cursor, until, self._room)
+                delivered = self._writer.flush()
                 commit = self._pool.submit(self._writer.commit, cursor)
                 try:
-                    ahead = self._next(cursor, until)
+                    self._outbox.read_ahead(self._room)
                 finally:
-                    delivered = commit.result()
+                    commit.result()
                 self.cursor = cursor
                 books.enter(cursor, delivered)
-                if time.monotonic() >= deadline or self._paused():
+                if time.monotonic() >= deadline or paused(self._drain):
                     return
-                chunk, outputs = ahead
+                chunk = self._next(cursor, until) if ahead.broken else ahead
         except Unproducible as fault:
             books.close()
             self._reopen()
-            self._isolate(chunk, outputs, fault)
+            self._isolate(chunk.items, chunk.outputs, fault)
             return
         finally:
             books.close()
@@ -222,26 +244,27 @@ class JobRun:
             self._settle(cursor, delivered)
             self.cursor = cursor
 
-    def _next(self, first: int, until: int) -> tuple[list[Item], list[Output]]:
-        """The next transaction's lines and outputs; what is broken in the archive is left out, written down first."""
+    @property
+    def _room(self) -> int:
+        """How many records a transaction may carry."""
+        return self._rate.room(self._records)
+
+    def _next(self, first: int, until: int) -> Chunk:
+        """The next transaction's records, and what the one after needs is read; what is broken in the archive is left
+        out, written down first."""
         while True:
-            items, outputs, broken = self._outbox.next(first, until, self._rate.room(self._records))
-            if not broken:
-                return items, outputs
-            for item in broken:
+            chunk = self._outbox.next(first, until, self._room)
+            if not chunk.broken:
+                self._outbox.read_ahead(self._room)
+                return chunk
+            for item in chunk.broken:
                 self._skip(item, "archive_broken")
 
     def _skip(self, item: Item, reason: str) -> None:
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             self.skipped += ledger.skip(tx, self.job, item, reason, per_key=self._per_key)
-
-    def _paused(self) -> bool:
-        with self._drain.ledger.read() as tx:
-            return (
-                tx.execute(select(queues.c.paused_by).where(queues.c.name == self._drain.queue)).scalar()
-                is not None
-            )
+        self._outbox.forget()
 
     def close(self, ended: str, rest: str) -> int:
         """End the job; what was not sent is open again. Returns how many that were."""

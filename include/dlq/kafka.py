@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from dlq.errors import ConfigError, SourceError
+from dlq.errors import ConfigError, NotFound, SourceError
 from dlq.ports import Connection
 
 TIMEOUT_S = 30.0
@@ -100,7 +100,8 @@ def cluster_id(client: AdminClient) -> str:
 def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
     """A topic's id and partitions.
 
-    :raises ConfigError: when it doesn't exist; ``field`` names where it is configured.
+    :raises NotFound: when it doesn't exist; ``field`` names where it is configured.
+    :raises ConfigError: when it may not be looked at.
     """
     try:
         described = client.describe_topics(TopicCollection([name]), request_timeout=TIMEOUT_S)[name].result(
@@ -108,7 +109,7 @@ def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
         )
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise ConfigError(
+            raise NotFound(
                 f"{field}: topic {name!r} does not exist on this cluster; create it or name the right one"
             ) from None
         if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
@@ -121,6 +122,17 @@ def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
             f"topic {name!r} can't be described in {TIMEOUT_S:.0f} s; is the broker up?"
         ) from error
     return str(described.topic_id), sorted(p.id for p in described.partitions)
+
+
+def settings(client: AdminClient, name: str) -> dict[str, str | None]:
+    """A topic's configuration, as text.
+
+    :raises KafkaException: when it may not be read, or the broker doesn't answer.
+    :raises TimeoutError: likewise.
+    """
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    found = client.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result(TIMEOUT_S)
+    return {key: entry.value for key, entry in found.items()}
 
 
 def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[int, int]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import select
 
-from dlq.archive import Rows
 from dlq.drain import Drain
+from dlq.entry import payload_sha
 from dlq.errors import ArchiveError
 from dlq.ledger.schema import entry, segment
 from dlq.notify import notify
@@ -56,8 +56,8 @@ def invoke_dr_plan(drain: Drain) -> dict[str, Any]:
         ).all()
     verified = 0
     for one in segments:
-        table, _ = drain.archive.verified(one.uri, one.sha256)
-        rows = Rows(table)
+        table, _ = drain.archive.verified(one.uri, one.sha256, ("key", "value"))
+        keys, values = table["key"].to_pylist(), table["value"].to_pylist()
         with drain.ledger.read() as tx:
             expected = tx.execute(
                 select(entry.c.row_no, entry.c.payload_sha).where(
@@ -65,7 +65,7 @@ def invoke_dr_plan(drain: Drain) -> dict[str, Any]:
                 )
             ).all()
         for row_no, sha in expected:
-            if row_no >= len(rows) or rows.payload_sha(row_no) != sha:
+            if row_no >= len(keys) or payload_sha(keys[row_no], values[row_no]) != sha:
                 raise ArchiveError(
                     f"archive: segment {one.uri}, row {row_no} is not what the ledger says; restore the "
                     "archive from a backup before any replay"

@@ -18,10 +18,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dlq.errors import ConfigError, DlqError
 
-Level = Literal["outcome", "routing", "quotas"]
+Level = Literal["outcome", "failures", "routing", "quotas"]
 
 _MAJOR = "1"
-_OUTCOMES_AT_ONCE = 1000
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class WorkflowFailure:
     stage: str
     attempts: int
     failed_at_ms: Annotated[int, Field(validation_alias="failed_at")]
+
+
+@dataclass(frozen=True)
+class FailedWorkflow(WorkflowFailure):
+    """A workflow whose newest run failed, for dead letters that don't say why."""
+
+    workflow: str | None = None
+    trace_id: str | None = None
+    retry_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,9 @@ class Orchestrator(Protocol):
     def workflow(self, correlation_id: str) -> WorkflowState | None:
         """A workflow's state; None where it was never seen."""
 
+    def failures(self, correlation_ids: Sequence[str]) -> dict[str, FailedWorkflow]:
+        """Those of the workflows whose newest run failed, and why; what is left out is not known to have failed."""
+
     def success_rate(self, window_s: int) -> SuccessRate:
         """How many workflows ended well in the last ``window_s`` seconds."""
 
@@ -235,6 +247,11 @@ class _Capabilities:
 @dataclass(frozen=True)
 class _Outcomes:
     outcomes: dict[str, OutcomeState]
+
+
+@dataclass(frozen=True)
+class _Failures:
+    failures: dict[str, FailedWorkflow | None]
 
 
 @dataclass(frozen=True)
@@ -304,8 +321,8 @@ class HttpOrchestrator:
     def outcomes(self, keys: Sequence[str]) -> dict[str, OutcomeState]:
         self._need("outcome")
         found: dict[str, OutcomeState] = {}
-        for first in range(0, len(keys), _OUTCOMES_AT_ONCE):
-            some = list(keys[first : first + _OUTCOMES_AT_ONCE])
+        for first in range(0, len(keys), _AT_ONCE):
+            some = list(keys[first : first + _AT_ONCE])
             answer = self._ask(_Outcomes, "POST", "/v1/outcomes", json={"keys": some}).outcomes
             if silent := [key for key in some if key not in answer]:
                 raise ContractBroken(
@@ -329,6 +346,15 @@ class HttpOrchestrator:
         path = f"/v1/workflows/{quote(correlation_id, safe='')}"
         response = self._request("GET", path, accept=HTTPStatus.NOT_FOUND)
         return None if response.status_code == HTTPStatus.NOT_FOUND else self._read(WorkflowState, response)
+
+    def failures(self, correlation_ids: Sequence[str]) -> dict[str, FailedWorkflow]:
+        self._need("failures")
+        found: dict[str, FailedWorkflow] = {}
+        for first in range(0, len(correlation_ids), _AT_ONCE):
+            some = list(correlation_ids[first : first + _AT_ONCE])
+            answer = self._ask(_Failures, "POST", "/v1/failures", json={"correlation_ids": some}).failures
+            found |= {each: failed for each in some if (failed := answer.get(each)) is not None}
+        return found
 
     def success_rate(self, window_s: int) -> SuccessRate:
         self._need("outcome")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
+import msgspec
 import pyarrow as pa
 
-from dlq import envelopes
-from dlq.archive import Rows, Stored
+from dlq.archive import STORED, Rows
 from dlq.drain import Drain
 from dlq.entry import Headers
 from dlq.errors import ArchiveError
@@ -20,109 +19,164 @@ from dlq.ports import Output
 MAX_BYTES = 8 << 20
 """A transaction's bytes: an open one stalls every read_committed consumer of the target (RULES, Kafka 10)."""
 
-_PAGE = 1_000  # lines read at once, where transactions are smaller
-_SEGMENTS = 4  # kept: a plan in order of intake reads each once
-_COLUMNS = ("part", "pos", "key", "value", "headers", "timestamp_ms")
+_PAGE = 1_000  # records made at once, where transactions are smaller
+_LINES = 4_000  # of the plan, read at once
+_TABLES = 64 << 20  # bytes of segments kept: a plan in order of intake reads each once
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A transaction's lines and their outputs. Where some are broken in the archive, those and nothing else."""
+
+    items: list[Item]
+    outputs: list[Output]
+    broken: list[Item]
 
 
 class Outbox:
-    """Reads a job's next records. One that can't be read as it was taken is left out, and said so first."""
+    """Gives a job's next records in order. What waits for disks is in :meth:`read_ahead`; the rest only computes."""
 
     def __init__(self, drain: Drain, job: Job) -> None:
         self._drain = drain
         self._job = job
         self._handed_back = job.kind == "hand_back"
-        self._segments: OrderedDict[int, pa.Table | None] = OrderedDict()
+        # An SQS message has ten attributes, and one group that reads it.
+        self._tagged = not self._handed_back and drain.target.transactional
+        self._survives = drain.config.envelopes.survives
+        self._tables: OrderedDict[int, pa.Table | None] = OrderedDict()
+        self._uris: dict[int, str] = {}
         self._same: Headers = (("dlq-drain", drain.id.encode()), ("dlq-job", job.id.encode()))
-        self._items: list[Item] = []  # a page read ahead, and its outputs
-        self._outputs: list[Output] = []
-        self._at = 0  # up to where of it was given out
-        self._expected = (0, 0)  # what it answers: ordinals from, until
-
-    def next(self, first: int, until: int, records: int) -> tuple[list[Item], list[Output], list[Item]]:
-        """The next lines from ordinal ``first`` on, their outputs, and those whose archived bytes are broken.
-
-        At most ``records`` of them, and no more than :data:`MAX_BYTES` but for a single one. Where some are broken
-        nothing else is given: they are to be left out first.
-        """
-        if (first, until) != self._expected or self._at == len(self._items):
-            broken = self._read(first, until, records * max(1, _PAGE // records))
-            if broken:
-                self.forget()
-                return [], [], broken
-        some = slice(self._at, self._at + records)
-        items, outputs = self._items[some], self._outputs[some]
-        self._at += len(items)
-        self._expected = (items[-1].ordinal + 1 if items else first, until)
-        return items, outputs, []
+        self.forget()
 
     def forget(self) -> None:
         """The plan's lines have changed: what was read ahead is read again."""
-        self._items, self._outputs, self._at = [], [], 0
+        self._expected = (-1, -1)  # what is given next: ordinals from, until
+        self._lines: list[Item] = []
+        self._read_to = 0
+        self._block = 0  # so many of them can be made into outputs now
+        self._items: list[Item] = []
+        self._outputs: list[Output] = []
+        self._at = 0  # up to where of these was given
 
-    def _read(self, first: int, until: int, most: int) -> list[Item]:
-        """Read a page ahead; returns those of it that are broken."""
-        self.forget()
-        with self._drain.ledger.read() as tx:
-            lines = ledger.items(tx, self._job.id, first, until, most)
-            uris = ledger.segment_uris(tx, dict.fromkeys(line.segment for line in lines))
-        broken: list[Item] = []
-        size = 0
-        for segment, group in groupby(lines, lambda line: line.segment):
-            some = list(group)
-            for item, stored in zip(some, self._stored(segment, some, uris), strict=True):
-                if stored is None:
-                    broken.append(item)
-                    continue
-                size += len(stored.key or b"") + len(stored.value or b"")
-                if self._items and size > MAX_BYTES:
-                    return broken
-                self._items.append(item)
-                self._outputs.append(self._output(item, stored))
-        return broken
+    def next(self, first: int, until: int, records: int) -> Chunk:
+        """The next lines from ordinal ``first`` on: at most ``records``, and :data:`MAX_BYTES` but for a single one."""
+        if (first, until) != self._expected:
+            self.forget()
+            self._expected, self._read_to = (first, until), first
+        if self._at == len(self._items) and not self._block:
+            self.read_ahead(records)
+        if self._at == len(self._items) and (broken := self._make()):
+            self.forget()
+            return Chunk([], [], broken)
+        some = slice(self._at, self._at + records)
+        chunk = Chunk(self._items[some], self._outputs[some], [])
+        self._at += len(chunk.items)
+        if chunk.items:
+            self._expected = (chunk.items[-1].ordinal + 1, until)
+        return chunk
 
-    def _stored(
-        self, segment: int, items: Sequence[Item], uris: Mapping[int, tuple[str, str]]
-    ) -> list[Stored | None]:
-        """The archived records of a segment's items, None for one that is not as it was taken."""
-        if segment not in self._segments:
-            self._segments[segment] = self._table(uris[segment][0])
-            if len(self._segments) > _SEGMENTS:
-                self._segments.popitem(last=False)
-        table = self._segments[segment]
-        if table is None:
-            return [None] * len(items)
-        there = [item.row_no for item in items if item.row_no < len(table)]
-        rows = Rows(table, there, None if self._handed_back else envelopes.survives)
-        found = {row_no: number for number, row_no in enumerate(there)}
-        return [
-            rows[number]
-            if (number := found.get(item.row_no)) is not None and rows.payload_sha(number) == item.payload_sha
-            else None
-            for item in items
-        ]
+    def read_ahead(self, records: int) -> None:
+        """Read the lines after those given last, and the segments that the next of them lie in."""
+        until = self._expected[1]
+        if self._block:
+            return
+        page = records * max(1, _PAGE // records)
+        if len(self._lines) < page and self._read_to < until:
+            with self._drain.ledger.read() as tx:
+                lines = ledger.items(tx, self._job.id, self._read_to, until, max(page, _LINES))
+                unknown = {line.segment for line in lines} - self._uris.keys()
+                self._uris.update({n: uri for n, (uri, _) in ledger.segment_uris(tx, unknown).items()})
+            self._read_to = lines[-1].ordinal + 1 if lines else until
+            self._lines += lines
+        self._block = self._open(self._lines[:page])
+
+    def _open(self, lines: Sequence[Item]) -> int:
+        """Have the segments of as many ``lines`` in memory as fit; returns how many."""
+        size, wanted = 0, set[int]()
+        for number, line in enumerate(lines):
+            size += line.size
+            if number and size > MAX_BYTES:
+                return number
+            if line.segment in wanted:
+                continue
+            if line.segment not in self._tables:
+                self._tables[line.segment] = self._table(self._uris[line.segment])
+                for old in [n for n in self._tables if n not in wanted and n != line.segment]:
+                    if self._held() <= _TABLES:
+                        break
+                    del self._tables[old]
+                if wanted and self._held() > _TABLES:
+                    del self._tables[line.segment]
+                    return number
+            wanted.add(line.segment)
+        return len(lines)
+
+    def _held(self) -> int:
+        return sum(table.nbytes for table in self._tables.values() if table is not None)
 
     def _table(self, uri: str) -> pa.Table | None:
         try:
-            return self._drain.archive.read(uri, _COLUMNS)
+            return self._drain.archive.read(uri, STORED)
         except ArchiveError as error:
             self._drain.note("archive", str(error), level="error")
             return None
 
-    def _output(self, item: Item, stored: Stored) -> Output:
-        part = stored.part if self._handed_back else None
-        if part is None and stored.key is None:
-            part = _origin_partition(item.origin)
-        headers = (
-            *stored.headers,
-            *self._same,
-            ("dlq-ordinal", b"%d" % item.ordinal),
-            ("dlq-entry", item.ref.encode()),
-            ("dlq-key", item.idem_key.encode()),
-            ("dlq-retry-count", b"%d" % (item.attempts + 1)),
-            ("dlq-original-timestamp", b"%d" % (stored.timestamp_ms or 0)),
-        )
-        return Output(item.ordinal, stored.key, stored.value, headers, stored.timestamp_ms, part)
+    def _make(self) -> list[Item]:
+        """Make outputs of the block; returns its lines that aren't in the archive as they were taken."""
+        items = self._lines[: self._block]
+        del self._lines[: self._block]
+        self._block = 0
+        by_segment: dict[int, list[int]] = {}
+        for number, item in enumerate(items):
+            by_segment.setdefault(item.segment, []).append(number)
+        outputs: list[Output | None] = [None] * len(items)
+        for segment, numbers in by_segment.items():
+            table = self._tables[segment]
+            if table is not None:
+                here = [number for number in numbers if items[number].row_no < len(table)]
+                self._fill(outputs, items, here, table)
+        self._items, self._at = items, 0
+        self._outputs = [output for output in outputs if output is not None]
+        return [item for item, output in zip(items, outputs, strict=True) if output is None]
+
+    def _fill(
+        self, outputs: list[Output | None], items: Sequence[Item], numbers: Sequence[int], table: pa.Table
+    ) -> None:
+        rows = Rows(table, [items[n].row_no for n in numbers], None if self._handed_back else self._survives)
+        same = self._same
+        for row, number in enumerate(numbers):
+            item = items[number]
+            if rows.payload_sha(row) != item.payload_sha:
+                continue
+            stored = rows[row]
+            if self._handed_back:
+                part: int | None = stored.part
+            else:
+                part = _origin_partition(item.origin) if stored.key is None else None
+            headers = (
+                *stored.headers,
+                *self._meant_for(item.origin),
+                *same,
+                ("dlq-ordinal", b"%d" % item.ordinal),
+                ("dlq-entry", item.ref.encode()),
+                ("dlq-key", item.idem_key.encode()),
+                ("dlq-retry-count", b"%d" % (item.attempts + 1)),
+                ("dlq-original-timestamp", b"%d" % (stored.timestamp_ms or 0)),
+            )
+            outputs[number] = Output(
+                item.ordinal,
+                stored.key,
+                stored.value,
+                headers,
+                stored.timestamp_ms,
+                part,
+                stored.types,
+                stored.system,
+            )
+
+    def _meant_for(self, origin: str | None) -> Headers:
+        """The consumer group that failed: the others that read the topic can pass the replay over."""
+        group = origin.partition("@")[2] if origin is not None and self._tagged else ""
+        return (("dlq-group", group.encode()),) if group else ()
 
 
 def _origin_partition(origin: str | None) -> int | None:

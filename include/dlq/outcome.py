@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from dlq import clock
 from dlq.drain import Drain
 from dlq.errors import Overtaken
 from dlq.intake import Intake
@@ -55,7 +56,9 @@ class Outcomes:
 
     def consumed(self, target: str) -> bool:
         """Whether anybody could tell: an orchestrator, or a group that has a position on the target."""
-        return self._orchestrator is not None or self._drain.target.progress(target) is not None
+        if self._orchestrator is not None or not self._drain.target.transactional:
+            return True
+        return self._drain.target.progress(target) is not None
 
     def wait(
         self, job_id: str, target: str, first: int, last: int, deadline: float, *, share: float = KNOWN
@@ -74,8 +77,10 @@ class Outcomes:
         """Settle what can be known now."""
         if self._orchestrator is not None:
             self._ask(self._orchestrator, job_id, first, last, deadline)
-        else:
+        elif self._drain.target.transactional:
             self._observe(job_id, target, first, last, deadline)
+        else:
+            self._await_digestion(job_id, target, first, last, deadline)
         with self._drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, first, last)
         return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
@@ -114,9 +119,21 @@ class Outcomes:
             with drain.ledger.write(drain.queue, drain.epoch) as tx:
                 ledger.confirm_below(tx, job_id, first, last, progress)
 
+    def _await_digestion(self, job_id: str, target: str, first: int, last: int, deadline: float) -> None:
+        """A queue tells of no message what became of it: what has not come back when it must have succeeded."""
+        drain = self._drain
+        until = drain.target.digested(target)
+        if until is None:
+            self._take(deadline)
+            return
+        at = clock.from_ms(int((until - drain.config.outcome.grace) * 1000))
+        if self._take(deadline):
+            with drain.ledger.write(drain.queue, drain.epoch) as tx:
+                ledger.confirm_sent_before(tx, job_id, first, last, at or "")
+
     def _take(self, deadline: float) -> bool:
         while True:
             try:
-                return self._intake.run(max(5.0, deadline - time.monotonic())).reached
+                return self._intake.run(max(5.0, deadline - time.monotonic()), glance=True).reached
             except Overtaken:  # by a sibling: jobs of one plan run side by side, each looking for its returns
                 continue

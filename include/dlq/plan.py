@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, exists, false, func, or_, select, true, update
 
-from dlq import clock
+from dlq import clock, stale
 from dlq.drain import Drain
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Cut
-from dlq.ledger.schema import entry, grp, job, plan, source
+from dlq.ledger.schema import draft, entry, grp, job, plan, source
 from dlq.pace import CANARY
 
 READY = ("ready", "fixed")
@@ -22,15 +22,6 @@ BLOCKED = "earlier_entry_of_key"
 
 _PAGE = 4_000
 _START_WITHIN_S = 3_600.0
-_FIELDS = (
-    entry.c.id,
-    source.c.uri,
-    entry.c.part,
-    entry.c.place,
-    entry.c.segment,
-    entry.c.row_no,
-    entry.c.payload_sha,
-)
 _UNSENT = ("open", "planned", "sending", "ambiguous")
 
 
@@ -81,6 +72,17 @@ def heads(drain: Drain) -> ColumnElement[bool]:
     )
 
 
+def behind(drain: Drain, drafts: ColumnElement[bool]) -> ColumnElement[bool]:
+    """In a queue ordered by key: whether something unsettled comes before it in its key that ``drafts`` do not
+    replace.
+    """
+    if drain.config.target.ordering != "per_key":
+        return false()
+    earlier = entry.alias("ahead")
+    ours = select(draft.c.entry).where(drafts)
+    return exists().where(_same_key(drain, earlier), earlier.c.id < entry.c.id, earlier.c.id.not_in(ours))
+
+
 def _same_key(drain: Drain, other: Any) -> ColumnElement[bool]:
     return and_(
         other.c.queue == drain.queue, other.c.key_hash == entry.c.key_hash, other.c.settled_drain.is_(None)
@@ -120,14 +122,27 @@ def made(drain: Drain, stage: str) -> list[ledger.Job]:
 
 
 def make(
-    drain: Drain, stage: str, condition: ColumnElement[bool], *, who: str, saw: str, canary: bool = True
+    drain: Drain,
+    stage: str,
+    condition: ColumnElement[bool],
+    *,
+    who: str,
+    saw: str,
+    canary: bool = True,
+    drafts: ColumnElement[bool] | None = None,
 ) -> list[ledger.Job]:
     """Plan the entries of ``condition``, canary first, approved by ``who``; returns its jobs, none where there
-    is no entry.
+    is no entry. What is stale on a compacted target is held back and no part of it (:mod:`dlq.stale`).
 
+    :param drafts: which draft replaces each entry's own value (default: none does). An entry without one is no part.
     :raises ledger.PlanStale: when an entry changed between plan and lock.
     """
-    return make_of(drain, stage, _cuts(drain, condition, canary=canary), who=who, saw=saw)
+    if drafts is not None:
+        condition = and_(condition, entry.c.id.in_(select(draft.c.entry).where(drafts)))
+    condition, checked = stale.hold(drain, condition)
+    if checked:
+        saw = f"{saw}; {checked}"
+    return make_of(drain, stage, _cuts(drain, condition, drafts, canary=canary), who=who, saw=saw)
 
 
 def make_of(
@@ -166,7 +181,9 @@ def _drop_unapproved(drain: Drain, stage: str) -> None:
         ledger.withdraw(drain.ledger, drain.queue, drain.epoch, plan_id)
 
 
-def _cuts(drain: Drain, condition: ColumnElement[bool], *, canary: bool) -> Iterator[Cut]:
+def _cuts(
+    drain: Drain, condition: ColumnElement[bool], drafts: ColumnElement[bool] | None, *, canary: bool
+) -> Iterator[Cut]:
     with drain.ledger.read() as tx:
         targets = [
             str(t)
@@ -178,10 +195,10 @@ def _cuts(drain: Drain, condition: ColumnElement[bool], *, canary: bool) -> Iter
         here = and_(condition, entry.c.target == target)
         first = _canary(drain, here) if canary else []
         if first:
-            yield Cut(target, by_id(drain, [here, entry.c.id.in_(first)]), canary=True)
+            yield Cut(target, by_id(drain, [here, entry.c.id.in_(first)], drafts), canary=True)
         rest = and_(here, entry.c.id.not_in(first)) if first else here
         for share in _shares(drain, rest):
-            yield Cut(target, by_id(drain, [rest, *share]))
+            yield Cut(target, by_id(drain, [rest, *share], drafts))
 
 
 def _canary(drain: Drain, condition: ColumnElement[bool]) -> list[int]:
@@ -225,17 +242,24 @@ def _shares(drain: Drain, condition: ColumnElement[bool]) -> list[list[ColumnEle
     ]
 
 
-def by_id(drain: Drain, conditions: Sequence[ColumnElement[bool]]) -> Iterator[Sequence[Any]]:
-    """The entries in order of intake, a page at a time, so that a plan of any size fits in memory."""
+def by_id(
+    drain: Drain, conditions: Sequence[ColumnElement[bool]], drafts: ColumnElement[bool] | None = None
+) -> Iterator[Sequence[Any]]:
+    """The entries in order of intake, a page at a time, so that a plan of any size fits in memory; each with the bytes
+    to send, its own or those of its draft.
+    """
+    revision = entry if drafts is None else draft
+    lines = select(
+        *(entry.c.id, source.c.uri, entry.c.part, entry.c.place),
+        *(revision.c.segment, revision.c.row_no, revision.c.payload_sha),
+    ).join_from(entry, source, source.c.id == entry.c.source)
+    if drafts is not None:
+        lines = lines.join(draft, draft.c.entry == entry.c.id).where(drafts)
     last = 0
     while True:
         with drain.ledger.read() as tx:
             page = tx.execute(
-                select(*_FIELDS)
-                .join(source, source.c.id == entry.c.source)
-                .where(*conditions, entry.c.id > last)
-                .order_by(entry.c.id)
-                .limit(_PAGE)
+                lines.where(*conditions, entry.c.id > last).order_by(entry.c.id).limit(_PAGE)
             ).all()
         if not page:
             return
@@ -258,7 +282,7 @@ def block_by_key(drain: Drain) -> int:
 
 
 def summary(drain: Drain) -> list[dict[str, Any]]:
-    """What a replay would take now, by group and target."""
+    """What a replay would take now, by group and target, and when the queue would have lost the first of it."""
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(
@@ -267,7 +291,7 @@ def summary(drain: Drain) -> list[dict[str, Any]]:
                 grp.c.component,
                 entry.c.target,
                 func.count(),
-                func.min(entry.c.id),
+                func.min(entry.c.expires_at),
             )
             .join(grp, grp.c.id == entry.c.grp)
             .where(ready(drain))
@@ -275,6 +299,13 @@ def summary(drain: Drain) -> list[dict[str, Any]]:
             .order_by(func.count().desc())
         )
         return [
-            {"group": r[0], "error_type": r[1], "component": r[2], "target": r[3], "entries": r[4]}
+            {
+                "group": r[0],
+                "error_type": r[1],
+                "component": r[2],
+                "target": r[3],
+                "entries": r[4],
+                "first_to_expire": r[5],
+            }
             for r in rows
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -24,6 +24,9 @@ class Connection:
     login: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    aws: Callable[[str, Any], Any] | None = field(default=None, repr=False)
+    """Makes a client of an AWS service with a botocore ``Config``, where the surroundings know more of AWS than the
+    fields here say (roles, federated sign-on)."""
 
 
 Connections = Callable[[str], Connection]
@@ -104,6 +107,11 @@ class Source(Protocol):
 
     def depth(self, positions: Mapping[int, int]) -> Depth: ...
 
+    def retention_ms(self) -> int | None:
+        """How long after its timestamp an entry is kept at least; None where it is kept for good, or may not be asked.
+        A bound on the queue's size can delete it earlier.
+        """
+
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
         """Compare the queue's own memory of us (offset, metadata) with the ledger's; returns findings in words.
 
@@ -125,8 +133,18 @@ class Source(Protocol):
         partition ends now.
         """
 
-    def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> Pass:
-        """Begin to read; a partition without a position (added since) begins at its log start."""
+    def open_pass(
+        self, positions: Mapping[int, int], parts: Sequence[int] | None = None, *, glance: bool = False
+    ) -> Pass:
+        """Begin to read; a partition without a position (added since) begins at its log start.
+
+        :param glance: only see what has come: a queue without a log need not be shown to be empty, which takes it long.
+        """
+
+    def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
+        """The records of another topic beside the queue at these partitions and offsets; without those that are gone,
+        or for which the time or the room did not last. A queue that has no such thing gives none. Never raises.
+        """
 
     def reread(self, spans: Sequence[Range]) -> Any:
         """Iterate over batches of records in ``spans`` again, as a witness; tells the queue nothing."""
@@ -135,7 +153,10 @@ class Source(Protocol):
 
 
 class Output(msgspec.Struct, gc=False):
-    """One record to send: ordinal in its job, bytes, headers (ours included), where it should go."""
+    """One record to send: ordinal in its job, bytes, headers (ours included), where it should go.
+
+    ``types`` and ``system`` are an SQS message's (see :class:`dlq.entry.Record`); headers past the types are ours.
+    """
 
     ordinal: int
     key: bytes | None
@@ -143,6 +164,8 @@ class Output(msgspec.Struct, gc=False):
     headers: Headers
     timestamp_ms: int | None
     origin_part: int | None = None
+    types: tuple[str, ...] = ()
+    system: tuple[tuple[str, str], ...] = ()
 
 
 class Delivered(msgspec.Struct, gc=False):
@@ -183,22 +206,52 @@ class Writer(Protocol):
         """
 
     def produce(self, outputs: Sequence[Output]) -> None:
-        """Begin a transaction with ``outputs``; :meth:`commit` ends it. Raises as commit does."""
+        """Begin a transaction with ``outputs``. Raises as flush does."""
 
-    def commit(self, cursor: int) -> list[Delivered]:
-        """All outputs and the new ``cursor``, or nothing.
+    def flush(self) -> list[Delivered]:
+        """Wait until the target has the outputs, uncommitted; returns where they lie.
 
         :raises Unproducible: nothing was sent; leave that ordinal out, written down first, and send the rest.
         :raises dlq.errors.Fenced: another writer of this job took over.
         :raises dlq.errors.TargetError: not known; open the writer again and read the cursor.
         """
 
+    def commit(self, cursor: int) -> None:
+        """All that was flushed and the new ``cursor``, or nothing. May be called from another thread.
+
+        :raises dlq.errors.Fenced: another writer of this job took over.
+        :raises dlq.errors.TargetError: not known; open the writer again and read the cursor.
+        """
+
     def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
-        """Produce and commit in one."""
+        """Produce, flush and commit in one."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The target will certainly not have this output: ``reason`` is a short code."""
+
+    ordinal: int
+    reason: str
+
+
+class Sender(Protocol):
+    """Sends to a target without transactions: what a call did can stay unknown."""
+
+    def waves(self, outputs: Sequence[Output]) -> list[list[Output]]:
+        """``outputs`` in groups that may go side by side; a later one waits for those before, where order matters."""
+
+    def lane(self, output: Output) -> str | None:
+        """Whose order an output must keep; None: nobody's."""
+
+    def send(self, outputs: Sequence[Output], deadline: float) -> list[Delivered | Refusal]:
+        """Send them by the (monotonic) deadline. One that is in no answer is in doubt: it may have been sent.
+
+        :raises dlq.errors.ConfigError: when nothing may be sent at all; nothing of it was.
+        """
 
 
 class Target(Protocol):
-    """Where replays go."""
+    """Where replays go: by a job's :meth:`writer` where it is ``transactional``, else by a :meth:`sender`."""
 
     transactional: bool
 
@@ -213,12 +266,33 @@ class Target(Protocol):
 
     def writer(self, job: str, topic: str, metadata: str) -> Writer: ...
 
+    def sender(self, topic: str) -> Sender: ...
+
     def delivered(self, topic: str, start: Mapping[int, int]) -> Any:
-        """Iterate over ``(job, ordinal, part, pos)`` of our records from ``start`` to now, read committed."""
+        """Iterate over ``(job, ordinal, part, pos)`` of our records from ``start`` to now, read committed. Not where
+        the target isn't transactional: it can't be asked.
+        """
+
+    def digested(self, topic: str) -> float | None:
+        """Epoch seconds before which whatever was sent has been consumed, or dead-lettered, by now; None where that is
+        not known, or another way tells (:meth:`progress`).
+        """
 
     def progress(self, topic: str) -> dict[int, int] | None:
         """The consuming group's position by partition, or None where nobody consumes the target or no group is
         configured.
+        """
+
+    def compacted(self, topic: str) -> bool:
+        """Whether replays may go to ``topic`` although it keeps only the newest record of each key."""
+
+    def newest(
+        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
+    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
+        """By partition and key, of ``keys``, the position of the newest record from ``since`` on, and by partition up
+        to where was read. Asked only of a topic that is :meth:`compacted`.
+
+        :raises dlq.errors.TargetError: when the topic can't be read.
         """
 
     def grown(self, seconds: float) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from dlq.config import KafkaTarget
+from dlq.destination import Destination
 from dlq.drain import Drain
 from dlq.entry import Group
 from dlq.redact import redact
@@ -16,7 +16,9 @@ MOST = 1_000
 
 
 def look(drain: Drain, most: int = MOST) -> list[Looked]:
-    """The oldest entries that a drain would take."""
+    """The oldest entries that a drain would take; none of a queue in which looking is a touch (SQS counts receives)."""
+    if not drain.source.has_log:
+        return []
     return sample(drain.source, drain.config, drain.positions(), most)
 
 
@@ -47,16 +49,15 @@ def groups(drain: Drain) -> list[dict[str, Any]]:
 
 def plan(drain: Drain) -> list[dict[str, Any]]:
     """What a replay would take of them: retryable, and to a target that is allowed."""
-    target = drain.config.target
-    fixed = target.topic if isinstance(target, KafkaTarget) else target.allow[0]
+    destination = Destination(drain.config)
     found: Counter[tuple[str, str, str]] = Counter()
     for each in look(drain):
-        topic = fixed or each.understood.origin_topic
-        if each.group.remedy == "retry" and topic in target.allow and each.record.flaw is None:
-            found[each.group.error_type, each.group.component, str(topic)] += 1
+        target = destination.of(each.understood)
+        if each.group.remedy == "retry" and target is not None and each.record.flaw is None:
+            found[each.group.error_type, each.group.component, target] += 1
     return [
-        {"group": None, "error_type": kind, "component": component, "target": topic, "entries": n}
-        for (kind, component, topic), n in found.most_common()
+        {"group": None, "error_type": kind, "component": component, "target": target, "entries": n}
+        for (kind, component, target), n in found.most_common()
     ]
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select, update
 
+from dlq import expiry, rehearsal
 from dlq import plan as planning
-from dlq import rehearsal
 from dlq.drain import Drain
-from dlq.errors import Refused
+from dlq.errors import NotFound
 from dlq.intake import Intake
-from dlq.jobs import CursorLost, JobRun
 from dlq.ledger import duplicates
 from dlq.ledger import jobs as ledger
-from dlq.ledger.schema import entry, job, plan
+from dlq.ledger.schema import entry, job
 from dlq.outcome import KNOWN, Outcomes, Tally
 from dlq.pace import Pacer
+from dlq.sending import running
 
 Progress = Callable[[int, int], None]
 """Called with (sent, of)."""
@@ -87,7 +87,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     limits = drain.config.limits
     pacer = Pacer(limits.batch, limits.gate, canary=found.canary)
     ended: str | None = None
-    with JobRun(drain, job_id) as run:
+    with running(drain, job_id) as run:
         if not outcomes.consumed(run.job.target):
             ended = "nobody_consumes"
         elif run.cursor:  # what an earlier try sent is judged before anything more goes
@@ -155,12 +155,16 @@ def replay_canary(
         drain.note(stage, "nothing is ready to be replayed", plan=None)
         return {"plan": None, "hash": None, "gate": None, "passed": True, "jobs": []}
     size = sum(j.size for j in jobs)
+    with drain.ledger.read() as tx:
+        saved = expiry.in_custody(tx, entry.c.job.in_([j.id for j in jobs]))
+    dies = f"; {words}" if (words := expiry.said(None, saved)) else ""
     drain.note(
         stage,
         f"plan {jobs[0].plan_hash[:12]}: {size} entries in {len(jobs)} job(s) to "
-        f"{', '.join(sorted({j.target for j in jobs}))}",
+        f"{', '.join(sorted({j.target for j in jobs}))}{dies}",
         plan=jobs[0].plan,
         entries=size,
+        first_to_expire=saved,
     )
     passed, gate = True, None
     deadline = time.monotonic() + deadline_s
@@ -211,14 +215,12 @@ def replay_now(
     saw: str,
     deadline: float,
     progress: Progress | None = None,
+    drafts: ColumnElement[bool] | None = None,
 ) -> list[Ran]:
-    """Plan ``condition`` and run all its jobs, the canary first."""
-    return run_jobs(
-        drain,
-        planning.unfinished(drain, stage) or planning.make(drain, stage, condition, who=who, saw=saw),
-        deadline,
-        progress,
-    )
+    """Plan ``condition`` and run all its jobs, the canary first; ``drafts`` as :func:`dlq.plan.make` takes them."""
+    jobs = planning.unfinished(drain, stage)
+    jobs = jobs or planning.make(drain, stage, condition, who=who, saw=saw, drafts=drafts)
+    return run_jobs(drain, jobs, deadline, progress)
 
 
 def run_jobs(
@@ -288,6 +290,8 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
     planning.block_by_key(drain)
     depth, outstanding = drain.depth().entries, 0
     outstanding = depth + drain.unsettled()
+    queued = expiry.in_queue(drain.source, drain.positions()) if depth else None
+    dies = f"; {words}" if (words := expiry.said(queued, None)) else ""
     data: dict[str, Any] = {
         "rounds": rounds,
         "taken": taken,
@@ -301,7 +305,7 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
     drain.note(
         stage,
         f"{rounds} round(s): {taken} taken, {data['replayed']} replayed; depth {depth}, outstanding "
-        f"{outstanding}; {why}",
+        f"{outstanding}; {why}{dies}",
         **data,
     )
     return data
@@ -315,40 +319,12 @@ def _settle_late(drain: Drain, deadline: float) -> None:
     if jobs:
         outcomes = Outcomes(drain)
         for one in jobs:
-            outcomes.look(one.id, one.target, 0, one.cursor, deadline)
+            try:
+                outcomes.look(one.id, one.target, 0, one.cursor, deadline)
+            except NotFound as gone:  # nobody will ever tell; what was sent stays unconfirmed
+                drain.note("drain_remaining", str(gone), level="warning")
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             duplicates.settle(tx, drain.queue, drain.id)
-
-
-def finish_earlier(drain: Drain) -> None:
-    """Settle what earlier holders left: fence their writers, read the cursors, open the rest again.
-
-    An earlier life of this drain is one of them: opened again it decides anew, and would look for no job of then.
-    """
-    with drain.ledger.read() as tx:
-        left = ledger.find(tx, job.c.queue == drain.queue, job.c.state != "closed")
-        proposed = tx.execute(
-            select(plan.c.id).where(
-                plan.c.queue == drain.queue,
-                plan.c.decision.is_(None),
-                plan.c.withdrawn_at.is_(None),
-                plan.c.stage != "review",
-            )
-        ).scalars()
-        ids = list(proposed)
-    for plan_id in ids:
-        ledger.withdraw(drain.ledger, drain.queue, drain.epoch, plan_id)
-    for one in (j for j in left if j.state in ("approved", "running")):
-        try:
-            with JobRun(drain, one.id) as run:
-                freed = run.close(ledger.CLOSED_LATER, one.rest("ready"))
-                drain.note(
-                    "open_drain",
-                    f"job {one.id} was left unfinished: {run.cursor} of {one.size} were sent, {freed} are open again",
-                    level="warning",
-                )
-        except (CursorLost, ledger.PlanStale, Refused) as lost:
-            drain.note("open_drain", str(lost), level="error")
 
 
 def ready_now(drain: Drain, condition: ColumnElement[bool], reason: str) -> int:

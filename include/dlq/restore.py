@@ -14,18 +14,18 @@ from sqlalchemy import Connection, and_, func, select
 
 from dlq import plan as planning
 from dlq.archive import Archive, Rows, Stored
-from dlq.config import KafkaSource, KafkaTarget, QueueConfig
+from dlq.config import KafkaSource, KafkaTarget, MemoryEnd, QueueConfig
 from dlq.drain import Drain
 from dlq.entry import FLAWS
 from dlq.errors import ArchiveError, ConfigError
 from dlq.export import exported
-from dlq.jobs import JobRun
 from dlq.ledger import Ledger
 from dlq.ledger.jobs import HAND_BACK_UNFINISHED, Cut
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, segment, source
 from dlq.ports import Connections, Output, Unproducible, Writer
 from dlq.selection import Selection
+from dlq.sending import running
 from dlq.targets.kafka import KafkaReplay
 
 Progress = Callable[[int, int], None]
@@ -124,9 +124,10 @@ def hand_back(
 
     :raises ConfigError: when the source is none that can be written.
     """
-    if not isinstance(drain.config.source, KafkaSource):
-        raise ConfigError(f"queue {drain.queue}: entries can be handed back to a Kafka source only")
-    topic = drain.config.source.topic
+    source_ = drain.config.source
+    if isinstance(source_, MemoryEnd):
+        raise ConfigError(f"queue {drain.queue}: entries can't be handed back to this kind of source")
+    topic = source_.topic if isinstance(source_, KafkaSource) else source_.queue
     with drain.ledger.read() as tx:
         wanted = and_(
             chosen.condition(tx, drain.queue),
@@ -147,7 +148,7 @@ def hand_back(
     deadline = time.monotonic() + deadline_s
     sent, left = 0, []
     for one in jobs:
-        with JobRun(drain, one.id) as run:
+        with running(drain, one.id) as run:
             while run.cursor < one.size and time.monotonic() < deadline:
                 before = run.cursor
                 run.send(before + _RECORDS, deadline)

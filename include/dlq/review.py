@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, insert, literal, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    false,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
 
-from dlq import clock
+from dlq import clock, drafts, repair, stale
 from dlq import plan as planning
 from dlq.drain import Drain
 from dlq.entry import FLAWS
 from dlq.ledger import duplicates
 from dlq.ledger import jobs as ledger_jobs
-from dlq.ledger.jobs import Cut
 from dlq.ledger.schema import decision as decisions
-from dlq.ledger.schema import draft, entry, grp, source, work
+from dlq.ledger.schema import draft, entry, grp, work
 from dlq.replay import Ran, replay_now, run_jobs
 from dlq.triage import FIXES
 
 _PERSONAL = ("open", "ambiguous")
-_CHOICES = {"work": ("leave", "replay", "discard"), "draft": ("leave", "replay")}
+_CHOICES = {
+    "work": ("leave", "replay", "discard"),
+    "draft": ("leave", "replay"),
+    "repair": ("leave", "replay"),
+}
 """What may be chosen, by what is proposed."""
 
 
@@ -32,6 +49,7 @@ def file_work(drain: Drain, *, besides: ColumnElement[bool] | None = None) -> li
     if besides is not None:
         ours.append(not_(besides))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
+        repair.mark_failed(tx, drain.queue)
         settled_work = select(work.c.id).where(
             work.c.queue == drain.queue,
             work.c.closed_at.is_(None),
@@ -90,6 +108,7 @@ def open_work(tx: Connection, queue: str) -> list[dict[str, Any]]:
             grp.c.component,
             grp.c.category,
             func.count(entry.c.id).label("count"),
+            func.max(entry.c.attempts).label("replays"),
         )
         .join(grp, grp.c.id == work.c.grp)
         .join(entry, and_(entry.c.work == work.c.id, entry.c.state.in_(_PERSONAL)))
@@ -112,7 +131,8 @@ def open_review(drain: Drain) -> dict[str, Any]:
     filed = file_work(drain, besides=under_way)
     said = (
         "; ".join(
-            f"work {w['id']}: {w['count']} x {w['error_type']} ({w['reason'].replace('_', ' ')}) for {w['owner']}"
+            f"work {w['id']}: {w['count']} x {w['error_type']} ({w['reason'].replace('_', ' ')}{_came_back(w)}) "
+            f"for {w['owner']}"
             for w in filed[:10]
         )
         or "nothing waits for a person"
@@ -122,8 +142,8 @@ def open_review(drain: Drain) -> dict[str, Any]:
 
 
 def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
-    """What waits for a person's word: each piece of work and each draft, with the hash of exactly the entries
-    it means.
+    """What waits for a person's word: each piece of work, each draft and each repair, with the hash of exactly the
+    entries it means.
     """
     with look.ledger.read() as tx:
         found = [
@@ -137,56 +157,67 @@ def proposals(look: Drain, queue: str) -> list[dict[str, Any]]:
                 "hash": _work_hash(tx, w["id"]),
                 "choices": list(_CHOICES["work"]),
                 "summary": f"{w['count']} x {w['error_type']} in {w['component']}: "
-                f"{w['reason'].replace('_', ' ')}; owner {w['owner']}",
+                f"{w['reason'].replace('_', ' ')}{_came_back(w)}; owner {w['owner']}",
             }
             for w in open_work(tx, queue)
         ]
-        drafts = (
-            tx.execute(
-                select(
-                    draft.c.id,
-                    draft.c.entry,
-                    draft.c.payload_sha,
-                    draft.c.who,
-                    entry.c.part,
-                    entry.c.place,
-                    grp.c.error_type,
-                    grp.c.component,
-                    grp.c.owner,
-                )
-                .join(entry, entry.c.id == draft.c.entry)
-                .join(grp, grp.c.id == entry.c.grp)
-                .where(entry.c.queue == queue, entry.c.state.in_(_PERSONAL))
-                .order_by(draft.c.id)
+        written = tx.execute(
+            select(
+                draft.c.id,
+                draft.c.entry,
+                draft.c.payload_sha,
+                draft.c.who,
+                entry.c.part,
+                entry.c.place,
+                grp.c.error_type,
+                grp.c.component,
+                grp.c.owner,
             )
-            .mappings()
-            .all()
+            .join(entry, entry.c.id == draft.c.entry)
+            .join(grp, grp.c.id == entry.c.grp)
+            .where(
+                entry.c.queue == queue,
+                entry.c.state.in_(_PERSONAL),
+                draft.c.repair.is_(None),
+                drafts.newest(),
+            )
+            .order_by(draft.c.id)
+        ).mappings()
+        found.extend(
+            {
+                "subject": f"draft {d['id']}",
+                "count": 1,
+                "reason": f"repair of {d['part']}/{d['place']} by {d['who']}",
+                "error_type": d["error_type"],
+                "component": d["component"],
+                "owner": d["owner"],
+                "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]),
+                "choices": list(_CHOICES["draft"]),
+                "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by "
+                f"{d['who']}, sum {d['payload_sha'][:12]}",
+            }
+            for d in written
         )
-    newest = {d["entry"]: d for d in drafts}
-    found.extend(
-        {
-            "subject": f"draft {d['id']}",
-            "count": 1,
-            "reason": f"repair of {d['part']}/{d['place']} by {d['who']}",
-            "error_type": d["error_type"],
-            "component": d["component"],
-            "owner": d["owner"],
-            "hash": _draft_hash(d["id"], d["entry"], d["payload_sha"]),
-            "choices": list(_CHOICES["draft"]),
-            "summary": f"repair of {d['part']}/{d['place']} ({d['error_type']} in {d['component']}) drafted by "
-            f"{d['who']}, sum {d['payload_sha'][:12]}",
-        }
-        for d in newest.values()
-    )
+        found.extend({**each, "choices": list(_CHOICES["repair"])} for each in repair.proposals(tx, queue))
     return found
 
 
-def _work_hash(tx: Connection, work_id: int, drafted: Sequence[int] = ()) -> str:
+def _came_back(found: Mapping[str, Any]) -> str:
+    """How often it failed again, where it did."""
+    most = found["replays"]
+    if not most:
+        return ""
+    often = "once" if most == 1 else f"{most} times"
+    return f", came back {often}" if found["count"] == 1 else f", came back up to {often}"
+
+
+def _work_hash(tx: Connection, work_id: int, drafted: Select[tuple[int]] | None = None) -> str:
     """The hash of a work's entries; those of ``drafted`` count, whatever became of them since."""
+    ours = entry.c.state.in_(_PERSONAL)
     digest = hashlib.sha256()
     rows = tx.execute(
         select(entry.c.id, entry.c.payload_sha)
-        .where(entry.c.work == work_id, or_(entry.c.state.in_(_PERSONAL), entry.c.id.in_(drafted)))
+        .where(entry.c.work == work_id, ours if drafted is None else or_(ours, entry.c.id.in_(drafted)))
         .order_by(entry.c.id)
     )
     for row in rows.yield_per(5000):
@@ -212,12 +243,19 @@ def apply_review(
     offered = {p["subject"]: p for p in proposals(drain, drain.queue)}
     # A draft replaces its entry: what is drafted is not sent as it was, nor discarded, even where the draft can't be
     # sent. So drafts come first, and a work's hash is of the entries it had before them.
-    drafted = _drafted(drain, choices)
-    for subject, choice in sorted(choices.items(), key=lambda c: not c[0].startswith("draft ")):
+    chosen = [_drafts(subject) for subject, choice in choices.items() if choice["choice"] == "replay"]
+    drafted = select(draft.c.entry).where(or_(false(), *chosen))
+    for subject, choice in sorted(choices.items(), key=lambda c: c[0].startswith("work ")):
         wanted = choice["choice"]
         offer = offered.get(subject)
         if wanted == "leave":
-            totals["left"] += offer["count"] if offer else 0
+            if offer is not None:
+                with drain.ledger.write(drain.queue, drain.epoch) as tx:
+                    if _decided(tx, drain, subject, choice) is None:
+                        ledger_jobs.record_decision(
+                            tx, drain.queue, who, "review:leave", subject, choice["hash"], wanted, drain.id
+                        )
+                totals["left"] += offer["count"]
             continue
         what, number = subject.split()[0], int(subject.split()[1])
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -240,10 +278,10 @@ def apply_review(
             continue
         if not same:  # an earlier try of this stage got as far as its plan
             ran = run_jobs(drain, jobs, deadline)
-        elif what == "draft":
-            ran = _replay_draft(drain, number, who, decision, deadline)
-        else:
+        elif what == "work":
             ran = _replay_work(drain, number, drafted, who, decision, deadline)
+        else:
+            ran = _replay_drafts(drain, subject, who, decision, deadline)
         for one in ran:
             totals["replayed"] += one.sent
             totals["confirmed"] += one.tally.confirmed
@@ -263,15 +301,12 @@ def apply_review(
     return {**totals, "refused": refused, "said": said}
 
 
-def _drafted(drain: Drain, choices: Mapping[str, Mapping[str, str]]) -> list[int]:
-    """The entries that a draft is to replace."""
-    chosen = [
-        int(subject.split()[1])
-        for subject, choice in choices.items()
-        if subject.startswith("draft ") and choice["choice"] == "replay"
-    ]
-    with drain.ledger.read() as tx:
-        return list(tx.execute(select(draft.c.entry).where(draft.c.id.in_(chosen))).scalars())
+def _drafts(subject: str) -> ColumnElement[bool]:
+    """The drafts a subject means; none where it is work."""
+    what, number = subject.split()[0], int(subject.split()[1])
+    if what == "draft":
+        return draft.c.id == number
+    return and_(draft.c.repair == number, drafts.newest()) if what == "repair" else false()
 
 
 def _decided(tx: Connection, drain: Drain, subject: str, choice: Mapping[str, str]) -> int | None:
@@ -287,7 +322,7 @@ def _decided(tx: Connection, drain: Drain, subject: str, choice: Mapping[str, st
     return None if found is None else int(found)
 
 
-def _discard(tx: Connection, drain: Drain, work_id: int, drafted: Sequence[int], number: int) -> int:
+def _discard(tx: Connection, drain: Drain, work_id: int, drafted: Select[tuple[int]], number: int) -> int:
     return int(
         tx.execute(
             update(entry)
@@ -298,16 +333,19 @@ def _discard(tx: Connection, drain: Drain, work_id: int, drafted: Sequence[int],
 
 
 def _freed(drain: Drain, ours: Any, decision: int) -> None:
-    """What a person lets go again is open; that it may have been sent before was theirs to weigh."""
-    reason = case((entry.c.reason.in_(FLAWS), entry.c.reason), else_=literal(f"freed by decision {decision}"))
+    """What a person lets go again is open; that it may have been sent before, or is stale, was theirs to weigh."""
+    reason = case((entry.c.reason.in_(FLAWS), entry.c.reason), else_=literal(f"{stale.FREED} {decision}"))
+    held = and_(entry.c.state == "open", entry.c.reason.in_(stale.HELD))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         tx.execute(
-            update(entry).where(ours, entry.c.state == "ambiguous").values(state="open", reason=reason)
+            update(entry)
+            .where(ours, or_(entry.c.state == "ambiguous", held))
+            .values(state="open", reason=reason)
         )
 
 
 def _replay_work(
-    drain: Drain, work_id: int, drafted: Sequence[int], who: str, decision: int, deadline: float
+    drain: Drain, work_id: int, drafted: Select[tuple[int]], who: str, decision: int, deadline: float
 ) -> list[Ran]:
     ours = and_(entry.c.work == work_id, entry.c.id.not_in(drafted))
     _freed(drain, ours, decision)
@@ -324,37 +362,28 @@ def _replay_work(
     )
 
 
-def _replay_draft(drain: Drain, draft_id: int, who: str, decision: int, deadline: float) -> list[Ran]:
-    """The edited value replaces the original: one entry, one effect."""
+def _replay_drafts(drain: Drain, subject: str, who: str, decision: int, deadline: float) -> list[Ran]:
+    """The drafted values replace the originals: one entry, one effect. In a queue ordered by key an entry waits while
+    an earlier one of its key does, that is none of these.
+    """
+    chosen = _drafts(subject)
+    ours = and_(entry.c.queue == drain.queue, entry.c.id.in_(select(draft.c.entry).where(chosen)))
+    _freed(drain, ours, decision)
+    ours = and_(ours, entry.c.state == "open", entry.c.reason.not_in(FLAWS))
+    keeps_back = {
+        "their origin names no allowed target (target.allow)": entry.c.target.is_(None),
+        "an earlier entry of their key waits": planning.behind(drain, chosen),
+    }
     with drain.ledger.read() as tx:
-        row = tx.execute(
-            select(
-                entry.c.id,
-                source.c.uri,
-                entry.c.part,
-                entry.c.place,
-                draft.c.segment,
-                draft.c.row_no,
-                draft.c.payload_sha,
-                entry.c.target,
-            )
-            .join(draft, draft.c.entry == entry.c.id)
-            .join(source, source.c.id == entry.c.source)
-            .where(draft.c.id == draft_id)
-        ).one()
-    if row.target is None:
-        drain.note(
-            "apply_review",
-            f"draft {draft_id}: its origin names no allowed target (target.allow)",
-            level="warning",
-        )
-        return []
-    _freed(drain, entry.c.id == row.id, decision)
-    jobs = planning.make_of(
+        for why, kept in keeps_back.items():
+            if n := tx.execute(select(func.count()).select_from(entry).where(ours, kept)).scalar_one():
+                drain.note("apply_review", f"{subject}: {n} not sent: {why}", level="warning", kept_back=n)
+    return replay_now(
         drain,
-        f"review:draft {draft_id}",
-        [Cut(row.target, [tuple(row)[:7]])],
+        f"review:{subject}",
+        and_(ours, *(not_(kept) for kept in keeps_back.values())),
         who=who,
         saw=f"decision {decision}",
+        deadline=deadline,
+        drafts=chosen,
     )
-    return run_jobs(drain, jobs, deadline)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dlq.classify import Classifier
-from dlq.config import KafkaSource, QueueConfig
-from dlq.drain import dry
+from dlq.config import QueueConfig
+from dlq.drain import connect, dry
 from dlq.entry import Group, Record, Understood
 from dlq.errors import ConfigError
 from dlq.ledger import Ledger, LedgerError
@@ -32,18 +32,11 @@ class Looked:
 
 @contextmanager
 def looking(config: QueueConfig, connections: Connections) -> Iterator[tuple[Source, Mapping[int, int]]]:
-    """The queue, and the ledger's positions in it; where no ledger can be read, everything the queue holds.
-
-    :raises ConfigError: for a source in which looking is a touch.
-    """
-    if not isinstance(config.source, KafkaSource):
-        raise ConfigError(f"queue {config.name}: only a Kafka source can be looked at without touching it")
+    """The queue, and the ledger's positions in it; where no ledger can be read, everything the queue holds."""
     try:
         Ledger.open(config.ledger).close()
     except (ConfigError, LedgerError):
-        from dlq.sources.kafka import KafkaDlq
-
-        source = KafkaDlq(config.name, config.source, connections)
+        source = connect(config, connections)
         try:
             yield source, {}
         finally:
@@ -59,17 +52,17 @@ def sample(source: Source, config: QueueConfig, positions: Mapping[int, int], mo
     :raises dlq.errors.SourceError: when the queue can't be read.
     """
     classifier = Classifier.load(config)
+    return [Looked(record, *classifier.classify(record)) for record in oldest(source, positions, most)]
+
+
+def oldest(
+    source: Source, positions: Mapping[int, int], most: int, deadline_s: float = _DEADLINE_S
+) -> list[Record]:
+    """The records that :func:`sample` shows; fewer where the time is up."""
     by_part = _shares(source.depth(positions).by_part, most)
-    deadline = time.monotonic() + _DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     columns = [list(_oldest(source, positions, part, share, deadline)) for part, share in by_part.items()]
-    turns = (
-        record
-        for turn in range(most)
-        for column in columns
-        if turn < len(column)
-        for record in [column[turn]]
-    )
-    return [Looked(record, *classifier.classify(record)) for record in turns]
+    return [column[turn] for turn in range(most) for column in columns if turn < len(column)]
 
 
 def _shares(depths: Mapping[int, int], most: int) -> dict[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
-from dlq import slo
+from dlq import expiry, slo
 from dlq.config import QueueConfig
 from dlq.drain import Drain, dry
 from dlq.errors import DlqError
@@ -26,9 +26,11 @@ def status(config: QueueConfig, connections: Connections) -> dict[str, Any]:
     with dry(config, run_id="status", connections=connections) as look:
         with look.ledger.read() as tx:
             found = _ledgers(tx, config.name)
-        depth = workflows = None
+            saved = expiry.in_custody(tx, entry.c.queue == config.name, entry.c.settled_drain.is_(None))
+        depth = workflows = queued = None
         try:
             depth = look.depth()
+            queued = expiry.in_queue(look.source, look.positions()) if depth.entries else None
             workflows = slo.workflows(look)
         except DlqError as error:
             findings.append(str(error))
@@ -42,6 +44,7 @@ def status(config: QueueConfig, connections: Connections) -> dict[str, Any]:
         "workflows": workflows,
         "ratio": outstanding / workflows if outstanding is not None and workflows else None,
         "slo": config.slo.ratio,
+        "first_to_expire": {"in_queue": queued, "in_custody": saved},
         **{key: found[key] for key in ("open", "holder", "last_drain", "paused_by", "unfinished_jobs")},
         "findings": findings,
     }

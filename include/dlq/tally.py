@@ -11,18 +11,21 @@ from msgspec import Struct
 from sqlalchemy import Connection, FromClause, Label, RowMapping, and_, func, literal_column, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from dlq import clock
+from dlq import clock, returns
 from dlq.account import (
     LAYOUT,
     Decided,
     Group,
+    Hop,
     Intake,
     Job,
     Note,
     Numbers,
     Open,
     Point,
+    Poison,
     Proof,
+    Repair,
     ReportData,
     Stage,
 )
@@ -33,13 +36,16 @@ from dlq.ledger.schema import (
     SENT,
     decision,
     delivery,
+    draft,
     entry,
     event,
     grp,
     incident,
     intake,
     job,
+    job_entry,
     plan,
+    repair,
     source,
     work,
 )
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from dlq.drain import Drain
 
 _GROUPS, _OPEN, _JOBS, _DECISIONS, _NOTES, _RANGES, _POINTS = 100, 200, 200, 200, 1_000, 256, 120
+_POISON = 50
 _BESIDE = {"acknowledge_alert", "wait_threshold", "escalate"}
 """Stages that run beside the others: the time since the last note is not theirs."""
 
@@ -74,6 +81,7 @@ def build_report(drain: Drain) -> ReportData:
         numbers = _numbers(tx, drain.id, row, config, data)
         groups, group_count = _groups(tx, drain.id, row["queue"])
         still, by_owner, dies_first = _open(tx, row["queue"])
+        poison, poison_count = _poison(tx, row["queue"], config.limits.returns)
         ranges, vanished = _intake(tx, drain.id)
         closing = data.get("close_drain", {})
         return ReportData(
@@ -98,9 +106,12 @@ def build_report(drain: Drain) -> ReportData:
             open=still,
             open_by_owner=by_owner,
             dies_first=dies_first,
+            poison=poison,
+            poison_count=poison_count,
             stages=_stages(notes, row["opened_at"]),
             decisions=_decisions(tx, drain.id),
             jobs=_jobs(tx, drain.id),
+            repairs=_repairs(tx, drain.id),
             notes=[Note(n.at, n.stage, n.level, redact(n.text)) for n in _ends(notes, _NOTES)],
             note_count=len(notes),
             timeline=_timeline(tx, drain.id, notes, row["opened_at"], until, numbers),
@@ -257,6 +268,36 @@ def _open(tx: Connection, queue: str) -> tuple[list[Open], dict[str, int], str |
     return still, {t.owner: t.n for t in totals}, min((t.expiry for t in totals if t.expiry), default=None)
 
 
+def _poison(tx: Connection, queue: str, limit: int) -> tuple[list[Poison], int]:
+    """What failed too often, the worst first, each with its history."""
+    bad = and_(entry.c.queue == queue, entry.c.settled_drain.is_(None), entry.c.attempts >= limit)
+    count = tx.execute(select(func.count()).select_from(entry).where(bad)).scalar_one()
+    rows = tx.execute(
+        select(
+            *(entry.c.id, entry.c.part, entry.c.place, entry.c.attempts, grp.c.signature),
+            func.coalesce(work.c.owner, entry.c.owner, grp.c.owner).label("owner"),
+        )
+        .join(grp, grp.c.id == entry.c.grp)
+        .outerjoin(work, work.c.id == entry.c.work)
+        .where(bad)
+        .order_by(entry.c.attempts.desc(), entry.c.id)
+        .limit(_POISON)
+    ).all()
+    histories = returns.families(tx, [row.id for row in rows])
+    fields = Hop.__struct_fields__
+    return [
+        Poison(
+            row.part,
+            row.place,
+            row.attempts,
+            row.owner,
+            redact(row.signature),
+            [Hop(**{name: hop[name] for name in fields}) for hop in histories[row.id]],
+        )
+        for row in rows
+    ], int(count)
+
+
 def _jobs(tx: Connection, drain_id: str) -> list[Job]:
     rows = tx.execute(
         select(
@@ -276,6 +317,33 @@ def _jobs(tx: Connection, drain_id: str) -> list[Job]:
         .limit(_JOBS)
     ).mappings()
     return [Job(**{**_fields(Job, row), "canary": bool(row["canary"])}) for row in rows]
+
+
+def _repairs(tx: Connection, drain_id: str) -> list[Repair]:
+    """Lines of this drain's jobs that are drafts of a repair, and were sent."""
+    sent = (
+        select(draft.c.repair, func.count().label("sent"))
+        .join_from(job, job_entry, and_(job_entry.c.job == job.c.id, job_entry.c.ordinal < job.c.cursor))
+        .join(entry, and_(entry.c.id == job_entry.c.entry, entry.c.job == job.c.id, entry.c.state.in_(SENT)))
+        .join(
+            draft,
+            and_(
+                draft.c.entry == job_entry.c.entry,
+                draft.c.segment == job_entry.c.segment,
+                draft.c.row_no == job_entry.c.row_no,
+            ),
+        )
+        .where(job.c.drain == drain_id)
+        .group_by(draft.c.repair)
+        .subquery()
+    )
+    rows = tx.execute(
+        select(repair, sent.c.sent)
+        .join(sent, sent.c.repair == repair.c.id)
+        .order_by(repair.c.id)
+        .limit(_JOBS)
+    ).mappings()
+    return [Repair(**_fields(Repair, row)) for row in rows]
 
 
 def _decisions(tx: Connection, drain_id: str) -> list[Decided]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
+from dlq import expiry, regroup, rehearsal, silent
 from dlq import plan as planning
-from dlq import rehearsal
 from dlq.drain import Drain
 from dlq.errors import ArchiveError, DlqError
 from dlq.ledger import duplicates
@@ -33,6 +33,8 @@ _IDS = 5
 def assign(drain: Drain) -> dict[str, Any]:
     """Give every new entry the reason why it is open; mark twins and conflicts. Returns counts."""
     limits = drain.config.limits
+    regroup.apply(drain)
+    silent.ask(drain)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         twins, conflicts = duplicates.mark(tx, drain.queue)
         duplicates.settle(tx, drain.queue, drain.id)
@@ -56,6 +58,9 @@ def assign(drain: Drain) -> dict[str, Any]:
             .where(unsettled, entry.c.reason == "new", entry.c.target.is_(None))
             .values(reason="target_not_allowed")
         ).rowcount
+        if silent.tried(drain):
+            ids = select(entry.c.id).where(silent.silent(drain))
+            tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason="ready"))
         for remedy in (
             tx.execute(select(grp.c.remedy).where(grp.c.queue == drain.queue).distinct()).scalars().all()
         ):
@@ -132,8 +137,12 @@ def inspect_sample(drain: Drain) -> dict[str, Any]:
     most = drain.config.limits.sample
     if drain.dry_run:
         seen = rehearsal.shown(drain, most)
-        drain.note("inspect_sample", f"dry run: {len(seen)} entries looked at in the queue, none was taken")
-        return {"sample": seen, "said": f"{len(seen)} entries looked at in the queue"}
+        said = f"{len(seen)} entries looked at in the queue"
+        queued = expiry.in_queue(drain.source, drain.positions())
+        if words := expiry.said(queued, None):
+            said += f"; {words}"
+        drain.note("inspect_sample", f"dry run: {said}; none was taken")
+        return {"sample": seen, "said": said, "first_to_expire": queued}
     turn = func.row_number().over(partition_by=entry.c.grp, order_by=entry.c.id)
     with drain.ledger.read() as tx:
         ranked = (
@@ -165,6 +174,7 @@ def inspect_sample(drain: Drain) -> dict[str, Any]:
             .mappings()
             .all()
         )
+        saved = expiry.in_custody(tx, _unsettled(drain))
     messages = _messages(drain, [(r["uri"], r["row_no"]) for r in rows])
     sample = [
         {
@@ -182,8 +192,10 @@ def inspect_sample(drain: Drain) -> dict[str, Any]:
     ]
     kinds = len({(s["error_type"], s["component"]) for s in sample})
     said = f"{len(sample)} entries looked at, from {kinds} kinds of failure"
-    drain.note("inspect_sample", said, entries=len(sample))
-    return {"sample": sample, "said": said}
+    if words := expiry.said(None, saved):
+        said += f"; {words}"
+    drain.note("inspect_sample", said, entries=len(sample), first_to_expire=saved)
+    return {"sample": sample, "said": said, "first_to_expire": saved}
 
 
 def _messages(drain: Drain, places: list[tuple[str, int]]) -> dict[tuple[str, int], str]:

@@ -11,6 +11,7 @@ from dlq import alerts, clock, slo
 from dlq.conservation import accounts
 from dlq.drain import Drain
 from dlq.errors import DlqError
+from dlq.fixes import take_back_untried
 from dlq.ledger import lease
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, grp, incident, intake
@@ -32,8 +33,16 @@ def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) ->
         said = "; ".join(failed) or "dry run: nothing was changed"
         verdict = "red" if failed else "green"
         return {"verdict": verdict, "reasons": failed, "open": [], "incident": "none", "said": said}
+    untried = take_back_untried(drain)
     work = file_work(drain)
-    reasons = [*_tasks(states or {}), *_accounts(drain), *_proof(drain), *_routing(drain), *_golden(drain)]
+    reasons = [
+        *untried,
+        *_tasks(states or {}),
+        *_accounts(drain),
+        *_proof(drain),
+        *_routing(drain),
+        *_golden(drain),
+    ]
     alerts.end_acknowledgement(drain)
     world = _incident(drain)
     verdict = "red" if reasons else "green"

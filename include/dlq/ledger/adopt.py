@@ -11,8 +11,8 @@ from dlq.config import QueueConfig
 from dlq.drain import Drain, drain_id
 from dlq.errors import Refused
 from dlq.ledger import Ledger, custody, lease
+from dlq.ledger.behind import refuse_if_behind
 from dlq.ledger.jobs import record_decision
-from dlq.ledger.schema import queue as queues
 from dlq.ledger.schema import source
 from dlq.ports import Connections
 
@@ -41,7 +41,7 @@ def adopt_source(config: QueueConfig, *, who: str, run_id: str, connections: Con
     drain = Drain(identity, config, ledger, connections, epoch=-1, kind="cli")
     try:
         archive = Archive(config.archive, config.name)
-        _see_that_the_ledger_is_current(ledger, archive, config.name)
+        refuse_if_behind(ledger, archive, config.name)
         was, now = _change(drain)
         drain.epoch = lease.acquire(
             ledger,
@@ -83,16 +83,6 @@ def adopt_source(config: QueueConfig, *, who: str, run_id: str, connections: Con
     finally:
         drain.close()
     return Adopted(was, now, positions)
-
-
-def _see_that_the_ledger_is_current(ledger: Ledger, archive: Archive, queue: str) -> None:
-    newest = archive.newest_epoch()
-    with ledger.read() as tx:
-        known = int(tx.execute(select(queues.c.epoch).where(queues.c.name == queue)).scalar() or 0)
-    if newest is not None and (newest[1] != ledger.id or newest[0] > known):
-        raise Refused(
-            f"queue {queue}: this ledger is not the archive's newest; run `dlq ledger rebuild {queue}` first"
-        )
 
 
 def _change(drain: Drain) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dlq import clock
 from dlq.archive import Archive, Segment
 from dlq.entry import Group
 from dlq.errors import ArchiveError, Overtaken, Refused
-from dlq.ledger.schema import delivery, entry, grp, intake, job, job_entry, segment, source
+from dlq.ledger.schema import CONTESTED, delivery, entry, grp, intake, job, job_entry, segment, source
 from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Range
 
@@ -159,9 +159,24 @@ def open_ranges(
             raise Overtaken(
                 f"partition {part} is at {at[part]}, no longer at {start}: another process takes this queue"
             )
-        if start < cutoffs[part] or part not in known:
+        if (begun := _begun(tx, source_row, drain, part, start, cutoffs[part])) is not None:
+            rounds[part] = begun
+        elif start < cutoffs[part] or part not in known:
             rounds[part] = _range(tx, source_row, drain, part, start, cutoffs[part], first=0)
     return rounds
+
+
+def _begun(tx: Connection, source_row: int, drain: str, part: int, start: int, cutoff: int) -> int | None:
+    """The round of this drain that is the partition's last, covers just this, and moved nothing yet."""
+    last = tx.execute(
+        select(intake)
+        .where(intake.c.source == source_row, intake.c.part == part)
+        .order_by(intake.c.round.desc())
+        .limit(1)
+    ).first()
+    if last is None or last.first or (last.drain, last.to_pos, last.cutoff) != (drain, start, cutoff):
+        return None
+    return int(last.round) if last.from_pos == start else None
 
 
 def _range(
@@ -205,6 +220,13 @@ def move(
     """
     # On Postgres two passes could read the same last range; SQLite has one writer anyway.
     tx.execute(select(source.c.id).where(source.c.id == source_row).with_for_update(key_share=True))
+    if again and not ranges:  # of a queue without a log
+        newest = select(func.max(intake.c.round)).where(intake.c.source == source_row).scalar_subquery()
+        tx.execute(
+            update(intake)
+            .where(intake.c.source == source_row, intake.c.round == newest)
+            .values(again=intake.c.again + again)
+        )
     for span in ranges:
         here = (intake.c.source == source_row) & (intake.c.part == span.part)
         last = tx.execute(
@@ -364,6 +386,19 @@ def sent_by_place(tx: Connection, places: Iterable[tuple[str, int, int]]) -> dic
     return found
 
 
+def sent_by_ref(tx: Connection, refs: Iterable[str]) -> dict[str, Sent]:
+    """The replays of ours that a queue gave these ids: native redrive keeps a message's id."""
+    found: dict[str, Sent] = {}
+    for some in batched(refs, _IN):
+        rows = tx.execute(
+            _SENT.add_columns(delivery.c.ref)
+            .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
+            .where(delivery.c.ref.in_(some))
+        )
+        found.update({str(r.ref): _sent(r) for r in rows})
+    return found
+
+
 def mark_returned(tx: Connection, ids: Sequence[int], drain: str) -> None:
     """Entries whose replay came back; in the transaction that takes the new entry. What was in doubt was sent, then."""
     for some in batched(ids, _IN):
@@ -376,6 +411,18 @@ def mark_returned(tx: Connection, ids: Sequence[int], drain: str) -> None:
             update(entry)
             .where(entry.c.id.in_(some), entry.c.state.in_(("replayed", "confirmed")))
             .values(state="returned", reason="its replay failed again")
+        )
+
+
+def mark_contested(tx: Connection, ids: Sequence[int]) -> None:
+    """Entries whose replay a dead letter of another payload claims to be. A consumer may have written the value anew
+    before it gave up, or somebody copied our headers into a message of their own: nobody here can tell which.
+    """
+    for some in batched(ids, _IN):
+        tx.execute(
+            update(entry)
+            .where(entry.c.id.in_(some), entry.c.state.in_(("replayed", "confirmed")))
+            .values(reason=CONTESTED)
         )
 
 

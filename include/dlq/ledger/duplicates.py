@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, func, literal, or_, select, update
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, literal, or_, select, true, update
 
 from dlq.ledger.schema import entry
 
@@ -17,11 +17,12 @@ _PAGE = 1_000
 def mark(tx: Connection, queue: str) -> tuple[int, int]:
     """Among new entries: mark what is a twin of an earlier one, and what only claims to be. Returns (twins, conflicts).
 
-    A return is asked for first: one that came back is no twin of what it was, only of another return of the same. The
+    A return is asked for first: one that came back is no twin of what it was, only of another return of the same; and
+    it is that whatever else it says, for one replay that two groups dead-letter must not become two of each. The
     twin of what a person discarded, or handed back, is a person's to decide on: never dropped, never replayed unasked.
     """
     twins = conflicts = last = 0
-    for identity in (entry.c.dedupe_key, entry.c.origin):
+    for identity in (entry.c.return_of, entry.c.dedupe_key, entry.c.origin):
         while page := _claims(tx, queue, identity, last):
             for claim in page:
                 other = _earlier(tx, queue, identity, claim)
@@ -56,12 +57,12 @@ def _claims(tx: Connection, queue: str, identity: Column[str], after: int) -> Se
         _may_be_twin(twin.c, queue),
         twin.c.id < entry.c.id,
         or_(
-            twin.c.return_of == entry.c.return_of,
+            and_(twin.c.return_of == entry.c.return_of, twin.c.target.is_not_distinct_from(entry.c.target)),
             and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None)),
         ),
     )
     return tx.execute(
-        select(entry.c.id, entry.c.payload_sha, entry.c.return_of, identity.label("identity"))
+        select(entry.c.id, entry.c.payload_sha, entry.c.return_of, entry.c.target, identity.label("identity"))
         .where(fresh, entry.c.id > after, known.exists())
         .order_by(entry.c.id)
         .limit(_PAGE)
@@ -77,6 +78,7 @@ def _earlier(tx: Connection, queue: str, identity: Column[str], claim: Any) -> A
             _may_be_twin(entry.c, queue),
             entry.c.id < claim.id,
             entry.c.return_of.is_not_distinct_from(claim.return_of),
+            true() if claim.return_of is None else entry.c.target.is_not_distinct_from(claim.target),
         )
         .order_by(entry.c.state.in_(_GONE), entry.c.id)
         .limit(1)

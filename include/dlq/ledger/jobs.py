@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Text,
     and_,
+    bindparam,
     case,
     cast,
     exists,
@@ -28,7 +29,7 @@ from dlq import clock
 from dlq.entry import idempotency_key
 from dlq.errors import DlqError, Fenced
 from dlq.ledger.custody import batched
-from dlq.ledger.schema import decision, delivery, entry, job, job_entry, plan, segment, source
+from dlq.ledger.schema import CONTESTED, decision, delivery, entry, job, job_entry, plan, segment, source
 from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Delivered
 
@@ -70,7 +71,7 @@ class Job(msgspec.Struct, frozen=True):
         return waits.get(self.stage.partition(":")[0], reason)
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """A job's line: which entry, and which archived bytes to send for it."""
 
     ordinal: int
@@ -83,6 +84,7 @@ class Item(msgspec.Struct, frozen=True):
     attempts: int
     key_hash: str | None
     origin: str | None
+    size: int
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -272,6 +274,16 @@ def claim_writer(ledger: Ledger, queue: str, epoch: int, job_id: str, token: str
             raise Fenced(f"job {job_id}: a newer try writes it; this one stops")
 
 
+def hold_writer(tx: Connection, job_id: str, token: str) -> None:
+    """See, in the transaction that acts on it, that ``token`` is still the job's writer.
+
+    :raises Fenced: when a newer try took the job.
+    """
+    held = tx.execute(select(job.c.writer).where(job.c.id == job_id).with_for_update()).scalar_one()
+    if held != token:
+        raise Fenced(f"job {job_id}: a newer try writes it; this one stops")
+
+
 def start(ledger: Ledger, queue: str, epoch: int, job_id: str) -> None:
     """The job runs: its cursor 0 is at the target. One that runs already goes on.
 
@@ -315,6 +327,7 @@ _LINES = (
         entry.c.attempts,
         entry.c.key_hash,
         entry.c.origin,
+        entry.c.size,
     )
     .join(
         entry,
@@ -328,7 +341,7 @@ _LINES = (
 def items(tx: Connection, job_id: str, first: int, until: int, limit: int) -> list[Item]:
     """The next lines still planned, ordinals ``first`` ≤ n < ``until``."""
     lines = _LINES.where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < until)
-    return [Item(*row) for row in tx.execute(lines.limit(limit))]  # type: ignore[call-arg]
+    return [Item(*row) for row in tx.execute(lines.limit(limit)).all()]
 
 
 def settle(
@@ -358,6 +371,102 @@ def settle(
     add_deliveries(tx, settled.id, delivered, sent_at)
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
     return int(done)
+
+
+def mark_sending(tx: Connection, marked: Job, ordinals: Sequence[int], at: str) -> set[int]:
+    """Write down, before the call, which lines are about to be sent; returns those that are still to be."""
+    found: set[int] = set()
+    for some in batched(ordinals, 500):
+        ours = select(job_entry.c.entry).where(job_entry.c.job == marked.id, job_entry.c.ordinal.in_(some))
+        moved = tx.execute(
+            update(entry)
+            .where(entry.c.id.in_(ours), entry.c.job == marked.id, entry.c.state == "planned")
+            .values(state="sending", reason="being sent")
+            .returning(entry.c.id)
+        ).scalars()
+        ids = list(moved)
+        lines = select(job_entry.c.ordinal).where(job_entry.c.job == marked.id, job_entry.c.entry.in_(ids))
+        found.update(tx.execute(lines).scalars())
+    rows = [(marked.id, ordinal, at) for ordinal in sorted(found)]
+    insert_rows(tx, delivery, ("job", "ordinal", "sent_at"), rows, skip_on=("job", "ordinal"))
+    return found
+
+
+def settle_sent(
+    tx: Connection,
+    settled: Job,
+    drain: str,
+    taken: Sequence[Delivered],
+    refused: Mapping[int, str],
+    doubtful: Sequence[int],
+    cursor: int,
+) -> None:
+    """What became of lines marked as being sent: taken by the target, certainly refused (open with that reason), or
+    not known."""
+    state = "handed_back" if settled.kind == "hand_back" else "replayed"
+    reason = "sent, outcome not known yet" if state == "replayed" else "handed back to the queue"
+    by_reason: dict[str, list[int]] = {}
+    for ordinal, why in refused.items():
+        by_reason.setdefault(why, []).append(ordinal)
+    moves: list[tuple[Sequence[int], dict[str, Any]]] = [
+        ([d.ordinal for d in taken], {"state": state, "settled_drain": drain, "reason": reason}),
+        (doubtful, {"state": "ambiguous", "reason": "send_in_doubt"}),
+        *((ordinals, {"state": "open", "job": None, "reason": why}) for why, ordinals in by_reason.items()),
+    ]
+    for ordinals, values in moves:
+        for some in batched(ordinals, 500):
+            ours = select(job_entry.c.entry).where(
+                job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some)
+            )
+            tx.execute(
+                update(entry)
+                .where(entry.c.id.in_(ours), entry.c.job == settled.id, entry.c.state == "sending")
+                .values(**values)
+            )
+    where = and_(delivery.c.job == settled.id, delivery.c.ordinal == bindparam("line"))
+    if taken:
+        tx.execute(
+            update(delivery).where(where).values(ref=bindparam("became")),
+            [{"line": d.ordinal, "became": d.ref} for d in taken],
+        )
+    tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
+
+
+def free_doubtful(tx: Connection, settled: Job, ordinals: Sequence[int]) -> None:
+    """By policy: what may have been sent is sent again, by a later plan under the same key."""
+    for some in batched(ordinals, 500):
+        ours = select(job_entry.c.entry).where(job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some))
+        tx.execute(
+            update(entry)
+            .where(entry.c.id.in_(ours), entry.c.job == settled.id, entry.c.state == "ambiguous")
+            .values(state="open", job=None, reason="ready")
+        )
+
+
+def being_sent(tx: Connection, job_id: str) -> dict[int, str]:
+    """The lines a killed try had marked, with the idempotency key of each."""
+    rows = tx.execute(
+        select(job_entry.c.ordinal, job_entry.c.idem_key)
+        .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+        .where(job_entry.c.job == job_id, entry.c.state == "sending")
+        .order_by(job_entry.c.ordinal)
+    )
+    return {int(ordinal): str(key) for ordinal, key in rows}
+
+
+def confirm_sent_before(tx: Connection, job_id: str, first: int, last: int, until: str) -> int:
+    """Confirm what was sent before ``until``, ordinals ``first`` ≤ n < ``last``."""
+    ours = (
+        select(job_entry.c.entry)
+        .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
+        .where(
+            job_entry.c.job == job_id,
+            job_entry.c.ordinal >= first,
+            job_entry.c.ordinal < last,
+            delivery.c.sent_at < until,
+        )
+    )
+    return int(tx.execute(_confirm_silent.where(entry.c.id.in_(ours), entry.c.job == job_id)).rowcount)
 
 
 def add_deliveries(tx: Connection, job_id: str, delivered: Iterable[Delivered], sent_at: str) -> None:
@@ -478,16 +587,17 @@ def confirm_below(tx: Connection, job_id: str, first: int, last: int, progress: 
         .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
         .where(_passed(job_id, first, last, progress))
     )
-    return int(tx.execute(_confirm.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount)
+    return int(tx.execute(_confirm_silent.where(entry.c.id.in_(passed), entry.c.job == job_id)).rowcount)
 
 
 _confirm = (
     update(entry).where(entry.c.state == "replayed").values(state="confirmed", reason="its replay succeeded")
 )
+_confirm_silent = _confirm.where(entry.c.reason != CONTESTED)
 
 
 def confirm(tx: Connection, job_id: str, ordinals: Iterable[int]) -> int:
-    """Confirm these lines of the job."""
+    """Confirm these lines of the job: somebody said so of each."""
     done = 0
     for some in batched(ordinals, 500):
         ours = select(job_entry.c.entry).where(job_entry.c.job == job_id, job_entry.c.ordinal.in_(some))

@@ -19,15 +19,18 @@ from sqlalchemy import Connection, case, insert, literal, select, update
 from dlq import clock
 from dlq.archive import Archive, Rows, Segment
 from dlq.classify import Classifier
-from dlq.config import KafkaTarget, QueueConfig
+from dlq.config import QueueConfig
+from dlq.destination import Destination
 from dlq.drain import Drain, drain_id
 from dlq.entry import FLAWS, Record, payload_sha
 from dlq.errors import ArchiveError
 from dlq.ledger import Ledger, custody, insert_rows, lease
+from dlq.ledger.behind import behind
 from dlq.ledger.jobs import record_decision
 from dlq.ledger.schema import entry, job, segment, source
 from dlq.ledger.schema import queue as queues
 from dlq.ports import Connections, Range, Source
+from dlq.regroup import regrouping
 
 REASON = "rebuilt"
 """Why an entry is in doubt: the ledger that knew its outcome is gone."""
@@ -106,6 +109,7 @@ def rebuild(
         verdict = "failed"
         try:
             _rebuild(drain, missing, who, done, progress)
+            archive.claim_plan(drain.epoch, "none", "")
             archive.claim_epoch(drain.epoch, ledger.id, identity)
             verdict = "done"
         finally:
@@ -193,13 +197,10 @@ def _missing(ledger: Ledger, archive: Archive, queue: str, done: Rebuilt) -> Ite
 def _floor(drain: Drain, archive: Archive, missing: Sequence[_Seen], done: Rebuilt) -> int:
     """The highest epoch known anywhere; says in ``done.behind`` what the ledger doesn't know of the world."""
     newest = archive.newest_epoch()
+    done.behind = behind(drain.ledger, archive, drain.queue)
     with drain.ledger.read() as tx:
         known = int(tx.execute(select(queues.c.epoch).where(queues.c.name == drain.queue)).scalar() or 0)
     positions, echoes = drain.positions(), drain.source.echoes()
-    if newest is not None and newest[1] != drain.ledger.id:
-        done.behind = f"the archive was last used by ledger {newest[1]}, this is {drain.ledger.id}"
-    elif newest is not None and newest[0] > known:
-        done.behind = f"the archive knows epoch {newest[0]}, the ledger {known}"
     for part, echo in echoes.items():
         if done.behind is None and (
             echo.ledger not in (None, drain.ledger.id)
@@ -268,13 +269,11 @@ class _Adopting:
     def __init__(self, drain: Drain, wanted: Callable[[str, Record], bool]) -> None:
         self._drain = drain
         self._wanted = wanted
-        self._classifier = Classifier.load(drain.config)
+        self._classifier = Classifier.load(drain.config, regrouping(drain))
         self._groups: dict[Any, int] = {}
         self._with_returns: list[_Seen] = []
-        target = drain.config.target
-        self._allow = frozenset(target.allow)
-        self._fixed = target.topic if isinstance(target, KafkaTarget) else target.allow[0]
-        self._keyed = target.ordering == "per_key"
+        self._destination = Destination(drain.config)
+        self._keyed = drain.config.target.ordering == "per_key"
 
     def adopt(self, one: _Seen) -> int:
         """Rows for what has none yet, in one transaction with the segment's; returns how many."""
@@ -304,7 +303,6 @@ class _Adopting:
     def _row(
         self, where: int, kept_in: int, number: int, record: Record, what: Any, group: Any
     ) -> tuple[Any, ...]:
-        topic = self._fixed or what.origin_topic
         keyed = self._keyed and record.key is not None
         values = {
             "queue": self._drain.queue,
@@ -320,7 +318,7 @@ class _Adopting:
             "reason": record.flaw or REASON,
             "grp": self._groups[group],
             "owner": group.owner,
-            "target": topic if topic in self._allow else None,
+            "target": self._destination.of(what),
             "correlation_id": what.correlation_id,
             "trace_id": what.trace_id,
             "dedupe_key": what.dedupe_key,

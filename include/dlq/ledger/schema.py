@@ -20,11 +20,14 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 1
+VERSION = 2
 
 UNSETTLED = ("open", "planned", "sending", "ambiguous")
 SENT = ("replayed", "confirmed", "returned", "handed_back")
 SETTLED = (*SENT, "duplicate", "discarded")
+
+CONTESTED = "a dead letter claims to be its replay, but carries something else"
+"""Reason of an entry that was replayed: silence proves nothing of it any more, only the orchestrator's word does."""
 
 ALLOWED = {
     ("open", "planned"): "an approved plan locks it",
@@ -241,7 +244,7 @@ entry = Table(
     Column("segment", Id, ForeignKey("segment.id"), nullable=False),
     Column("row_no", Integer, nullable=False),
     Column("payload_sha", Text, nullable=False),
-    Column("size", Integer, nullable=False),  # bytes of key, value and headers
+    Column("size", Integer, nullable=False),  # bytes of key and value
     Column(
         "state",
         Text,
@@ -298,11 +301,36 @@ delivery = Table(  # what the target said of each ordinal that was sent
     Column("part", Integer),
     Column("pos", BigInteger),
     Column("ref", Text),
-    Column("sent_at", Text, nullable=False),
+    Column("sent_at", Text, nullable=False),  # without a place or ref: when it was about to be sent
     sqlite_with_rowid=False,
 )
 
-draft = Table(  # a value a person wrote to replace an entry's
+repair = Table(  # one change for many entries
+    "repair",
+    metadata,
+    Column("id", Id, primary_key=True),
+    _queue(),
+    Column("who", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("chosen", Text, nullable=False),  # which entries, in words
+    Column("patch_sha", Text, nullable=False),
+    Column("patch_uri", Text, nullable=False),  # relative to the queue's archive
+    Column("drafted", BigInteger),  # None: not all drafts are written, none of them counts
+    Column("unchanged", BigInteger),
+    Column("failed", BigInteger),
+    Column("sample", Text),  # JSON: what changes in a few entries, without their values
+)
+
+repair_failure = Table(  # what a repair could not be made of, and why
+    "repair_failure",
+    metadata,
+    Column("repair", Id, ForeignKey("repair.id"), primary_key=True),
+    Column("entry", Id, ForeignKey("entry.id"), primary_key=True),
+    Column("why", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+draft = Table(  # a value to replace an entry's, written by a person or by their repair; the newest counts
     "draft",
     metadata,
     Column("id", Id, primary_key=True),
@@ -310,6 +338,7 @@ draft = Table(  # a value a person wrote to replace an entry's
     Column("segment", Id, ForeignKey("segment.id"), nullable=False),
     Column("row_no", Integer, nullable=False),
     Column("payload_sha", Text, nullable=False),
+    Column("repair", Id, ForeignKey("repair.id")),
     Column("who", Text, nullable=False),
     Column("at", Text, nullable=False),
 )
@@ -346,7 +375,16 @@ _partial("entry_order", "queue", "key_hash", where="key_hash IS NOT NULL AND set
 _partial("entry_return", "return_of", where="return_of IS NOT NULL")
 _partial("entry_twin", "duplicate_of", where="duplicate_of IS NOT NULL")
 Index("delivery_place", delivery.c.part, delivery.c.pos)
+Index(
+    "delivery_ref",
+    delivery.c.ref,
+    sqlite_where=text("ref IS NOT NULL"),
+    postgresql_where=text("ref IS NOT NULL"),
+)
 Index("event_drain", event.c.drain)
+Index("draft_entry", draft.c.entry)
+Index("draft_repair", draft.c.repair)
+Index("repair_failure_entry", repair_failure.c.entry)
 
 # (name, event, table, condition on OLD/NEW, message): held by the database, whoever writes.
 _GUARDS = (

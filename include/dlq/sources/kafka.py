@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import methodcaller
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from dlq import kafka
 from dlq.config import KafkaSource
 from dlq.entry import Headers, Record
-from dlq.errors import Refused, SourceError
+from dlq.errors import DlqError, Refused, SourceError
 from dlq.ports import Batch, Connections, Depth, Echo, Range
 
 _headers = methodcaller("headers")
@@ -20,7 +20,11 @@ _headers = methodcaller("headers")
 specialized doesn't look, and the exception comes out of whatever is called next; this way of calling it looks."""
 
 _SLICE_S = 0.1  # consume() waits for its full count or this long
+_ORIGINALS_S = 20.0  # for the originals that a batch points to
+_ORIGINALS_BYTES = 64 << 20
+_NEAR = 100  # offsets: reading over them costs less than asking again
 _PROBE = 16  # records of the first slice, before their size is known: 16 MiB at the broker's usual largest
+_STANDS_S = 60.0  # a transaction that is open for less is a producer at work
 
 
 class KafkaDlq:
@@ -37,9 +41,9 @@ class KafkaDlq:
         self._start = config.start
         self._queue = queue
         self._group = f"dlq-drain.{queue}"
-        admin = kafka.admin(self._connection)
-        cluster = kafka.cluster_id(admin)
-        topic_id, self._parts = kafka.topic(admin, config.topic, "source.topic")
+        self._admin = kafka.admin(self._connection)
+        cluster = kafka.cluster_id(self._admin)
+        topic_id, self._parts = kafka.topic(self._admin, config.topic, "source.topic")
         self.uri = f"kafka:{cluster}/{topic_id}"
         self._consumer = kafka.consumer(self._connection, self._group)
         self._memory: str = ""
@@ -48,6 +52,16 @@ class KafkaDlq:
         marks = kafka.watermarks(self._consumer, self._topic, self._parts)
         by_part = {p: max(0, high - max(positions.get(p, low), low)) for p, (low, high) in marks.items()}
         return Depth(sum(by_part.values()), by_part)
+
+    def retention_ms(self) -> int | None:
+        """By ``retention.ms``; a whole segment goes at once, when the newest record in it is that old."""
+        try:
+            settings = kafka.settings(self._admin, self._topic)
+        except (KafkaException, TimeoutError):
+            return None  # DESCRIBE_CONFIGS is not needed to drain a topic
+        kept = settings.get("retention.ms") or "-1"
+        deletes = "delete" in (settings.get("cleanup.policy") or "")
+        return int(kept) if deletes and kept.isdigit() else None
 
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
         self._memory = _metadata(ledger_id, epoch)
@@ -85,7 +99,7 @@ class KafkaDlq:
                 f"{self._topic}: the group's offset is gone for {len(missing)} partition(s); the ledger's "
                 "position holds"
             )
-        return findings
+        return [*findings, *self._open_transactions()]
 
     def remember(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> None:
         try:
@@ -102,23 +116,42 @@ class KafkaDlq:
         committed = kafka.committed(self._consumer, self._topic, self._parts)
         return {part: _echo(offset, metadata) for part, (offset, metadata) in committed.items()}
 
-    def _open_transactions(self, marks: Mapping[int, tuple[int, int]]) -> list[str]:
-        """Records behind an open transaction can't be read yet: a finding, not depth."""
+    def _open_transactions(self) -> list[str]:
+        """Records behind an open transaction can't be read yet: a finding, not depth, once the first is old.
+
+        The broker tells a client nothing of a transaction's age; the time of its first record is what there is.
+        """
         raw = kafka.consumer(
             self._connection, f"{self._group}.witness", **{"isolation.level": "read_uncommitted"}
         )
         try:
             ends = kafka.watermarks(raw, self._topic, self._parts)
+            # asked for later, so that what a growing queue has gained meanwhile looks like no transaction
+            stable = kafka.watermarks(self._consumer, self._topic, self._parts)
+            held = {part: end - stable[part][1] for part, (_, end) in ends.items() if end > stable[part][1]}
+            raw.assign([TopicPartition(self._topic, part, stable[part][1]) for part in held])
+            ages: dict[int, float] = {}
+            until = time.monotonic() + kafka.TIMEOUT_S
+            while held.keys() - ages.keys() and time.monotonic() < until:
+                for message in raw.consume(_PROBE, timeout=_SLICE_S):
+                    age = 0.0 if message.error() else time.time() - message.timestamp()[1] / 1000
+                    ages.setdefault(message.partition() or 0, age)
+        except KafkaException as error:
+            raise SourceError(f"{self._topic}: can't be read: {kafka.reason(error)}") from error
         finally:
             raw.close()
-        held = {part: ends[part][1] - marks[part][1] for part in marks if ends[part][1] > marks[part][1]}
         return [
-            f"{self._topic}/{part}: an open transaction holds at most {n} record(s) back; they are read once "
-            "its producer ends it"
-            for part, n in held.items()
+            f"{self._topic}/{part}: an open transaction holds at most {held[part]} record(s) back, the first of them "
+            f"{age:.0f} s old; they are taken once its producer ends it. If it stands longer than the broker's "
+            "transaction.max.timeout.ms (15 min by default) it hangs: find it with `kafka-transactions.sh "
+            "find-hanging` and abort it"
+            for part, age in sorted(ages.items())
+            if age >= _STANDS_S
         ]
 
-    def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> KafkaPass:
+    def open_pass(
+        self, positions: Mapping[int, int], parts: Sequence[int] | None = None, *, glance: bool = False
+    ) -> KafkaPass:
         wanted = [p for p in self._parts if parts is None or p in parts]
         marks = kafka.watermarks(self._consumer, self._topic, wanted)
         starts = {p: positions.get(p, marks[p][0]) for p in wanted}
@@ -137,6 +170,33 @@ class KafkaDlq:
         found = self._consumer.offsets_for_times([moment], timeout=kafka.TIMEOUT_S)[0].offset
         return found if found >= 0 else high
 
+    def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
+        """Neighbours are read at once, read committed; at most :data:`_ORIGINALS_S` and :data:`_ORIGINALS_BYTES`."""
+        found: dict[tuple[int, int], Record] = {}
+        wanted, deadline, size = set(places), time.monotonic() + _ORIGINALS_S, 0
+        client = kafka.consumer(self._connection, f"{self._group}.witness")
+        try:
+            _, parts = kafka.topic(self._admin, topic, "source.originals")
+            marks = kafka.watermarks(client, topic, sorted({p for p, _ in wanted} & set(parts)))
+            for part, first, last in _runs(sorted(at for at in wanted if at[0] in marks)):
+                low, high = max(first, marks[part][0]), min(last + 1, marks[part][1])
+                if low >= high:
+                    continue
+                reading = KafkaPass(client, topic, {part: low}, {part: (low, high)}, None)
+                while (batch := reading.read(1_000, 8 << 20, 1.0)) is not None:
+                    for record in batch.records:
+                        at = (part, record.pos or 0)
+                        if at in wanted:
+                            found[at] = record
+                            size += len(record.key or b"") + len(record.value or b"")
+                    if time.monotonic() >= deadline or size >= _ORIGINALS_BYTES:
+                        return found
+        except DlqError:
+            pass  # it is not there, or not ours to read: its dead letters stay pointers
+        finally:
+            client.close()
+        return found
+
     def reread(self, spans: Sequence[Range]) -> Iterator[list[tuple[int, str, int]]]:
         """Batches of (part, place, pos) that the log holds in ``spans`` now."""
         witness = kafka.consumer(self._connection, f"{self._group}.witness")
@@ -152,6 +212,20 @@ class KafkaDlq:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Partition, first and last offset of sorted places that lie near enough to be read at once."""
+    run: tuple[int, int, int] | None = None
+    for part, offset in places:
+        if run is not None and run[0] == part and offset - run[2] <= _NEAR:
+            run = (part, run[1], offset)
+            continue
+        if run is not None:
+            yield run
+        run = (part, offset, offset)
+    if run is not None:
+        yield run
 
 
 class KafkaPass:

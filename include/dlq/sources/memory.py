@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar, Literal, Self
 
@@ -56,6 +56,8 @@ class MemoryLog:
         self.lock = threading.RLock()
         self.commits: dict[int, tuple[int, str]] = {}
         """What the drain's group committed: offset and metadata by partition."""
+        self.retention_ms: int | None = None
+        """How long after its timestamp a record is kept, by what :meth:`expire` would be called for."""
         self._transactions = 0
         self._make(partitions)
 
@@ -190,6 +192,9 @@ class MemoryDlq:
         }
         return Depth(sum(by_part.values()), by_part)
 
+    def retention_ms(self) -> int | None:
+        return self.log.retention_ms
+
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
         self._memory = _metadata(ledger_id, epoch)
         name = self.log.name
@@ -238,8 +243,19 @@ class MemoryDlq:
         since = int(self._start.timestamp() * 1000)
         return next((_pos(r) for r in self.log.read(part, low, high) if (r.timestamp_ms or 0) >= since), high)
 
-    def open_pass(self, positions: Mapping[int, int], parts: Sequence[int] | None = None) -> MemoryPass:
+    def open_pass(
+        self, positions: Mapping[int, int], parts: Sequence[int] | None = None, *, glance: bool = False
+    ) -> MemoryPass:
         return MemoryPass(self.log, positions, self._marks(parts), self._memory)
+
+    def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
+        from dlq.targets.memory import MemoryTopics  # it has the topics, and is made of logs
+
+        log = MemoryTopics.shared(self.log.name).topics.get(topic)
+        if log is None:
+            return {}
+        known = [(p, pos) for p, pos in places if p < log.partitions and pos >= log.marks(p)[0]]
+        return {at: record for at in known for record in log.read(at[0], at[1], at[1] + 1)}
 
     def reread(self, spans: Sequence[Range]) -> Iterator[list[tuple[int, str, int]]]:
         """Batches of (part, place, pos) that the log holds in ``spans`` now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,12 +17,11 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import ConfigResource, ResourceType
 
 from dlq import kafka
 from dlq.config import KafkaTarget
 from dlq.errors import Fenced, Refused, SourceError, TargetError
-from dlq.ports import Connection, Connections, Delivered, Output, Range, Unproducible
+from dlq.ports import Connection, Connections, Delivered, Output, Range, Sender, Unproducible
 from dlq.sources.kafka import KafkaPass
 
 _TRANSACTION_MS = 15_000
@@ -30,6 +29,8 @@ _TRANSACTION_MS = 15_000
 
 _GROUPS = 100  # looked at, at most
 _SLICE_S = 0.1
+_CALL_S = 5.0
+"""A transactional call without a time-out of its own may never return once its broker was gone; it is made again."""
 
 _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
 _FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
@@ -125,8 +126,8 @@ class KafkaReplay:
             if len(readers) > 1:
                 found.append(
                     f"topic {name!r} is read by {len(readers)} groups ({', '.join(readers[:5])}): a replay "
-                    "reaches all of them; "
-                    "a retry topic of the group that failed would reach one"
+                    "reaches all of them; a retry topic of the group that failed would reach one: name it in "
+                    "target.topics, by group"
                 )
         return found
 
@@ -134,15 +135,11 @@ class KafkaReplay:
         if name not in self._topics:
             _, parts = kafka.topic(self._admin, name, "target.allow")
             try:
-                resource = ConfigResource(ResourceType.TOPIC, name)
-                settings = self._admin.describe_configs([resource], request_timeout=kafka.TIMEOUT_S)[
-                    resource
-                ].result(kafka.TIMEOUT_S)
+                value = kafka.settings(self._admin, name)
             except (KafkaException, TimeoutError) as error:
                 raise TargetError(
                     f"topic {name!r}: its configuration can't be read: {kafka.reason(error)}; grant DESCRIBE_CONFIGS"
                 ) from error
-            value = {key: entry.value for key, entry in settings.items()}
             bounds = [
                 bound
                 for bound in (
@@ -213,6 +210,40 @@ class KafkaReplay:
             ) from error
         finally:
             client.close()
+
+    def compacted(self, topic: str) -> bool:
+        return self._config.allow_compacted and self._topic(topic).compacted
+
+    def newest(
+        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
+    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
+        client = kafka.consumer(self._connection, "dlq-drain.witness")
+        try:
+            marks = kafka.watermarks(
+                client, topic, [p for p in range(self._topic(topic).partitions) if p in since]
+            )
+            starts = {part: min(max(since[part], low), high) for part, (low, high) in marks.items()}
+            reading = KafkaPass(
+                client, topic, starts, {part: (starts[part], high) for part, (_, high) in marks.items()}, None
+            )
+            found: dict[tuple[int, bytes], int] = {}
+            while (batch := reading.read(10_000, 64 << 20, 5.0)) is not None:
+                for record in batch.records:
+                    if record.key is not None and record.key in keys:
+                        found[record.part, record.key] = record.pos or 0
+            return found, dict(reading.cutoffs)
+        except SourceError as error:
+            raise TargetError(
+                f"target {topic!r} can't be read for newer records: {error}; grant READ on it"
+            ) from error
+        finally:
+            client.close()
+
+    def sender(self, topic: str) -> Sender:
+        raise NotImplementedError("replays go by a transactional writer")
+
+    def digested(self, _topic: str) -> float | None:
+        return None
 
     def progress(self, topic: str) -> dict[int, int] | None:
         if self._config.group is None:
@@ -308,10 +339,12 @@ class KafkaWriter:
 
     def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
         self.produce(outputs)
-        return self.commit(cursor)
+        delivered = self.flush()
+        self.commit(cursor)
+        return delivered
 
     def produce(self, outputs: Sequence[Output]) -> None:
-        """Begin a transaction and hand ``outputs`` to the client; :meth:`commit` ends it."""
+        """Begin a transaction and hand ``outputs`` to the client."""
         self._failed, self._sent = [], []
         self._call(self._producer.begin_transaction)
         oldest = None if self._about.oldest_ms is None else int(time.time() * 1000) - self._about.oldest_ms
@@ -346,17 +379,21 @@ class KafkaWriter:
                     self._abort()
                     self._raise(error.args[0], output.ordinal, alone=True)
 
-    def commit(self, cursor: int) -> list[Delivered]:
-        offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
-        deadline = time.monotonic() + _TRANSACTION_MS / 1000
+    def flush(self) -> list[Delivered]:
+        # Reports need the interpreter, one by one: served while another thread computes, each would wait its turn.
         self._serve(_TRANSACTION_MS / 1000)
         if self._failed:
             self._abort()
             ordinal, error = self._failed[0]
             self._raise(error, ordinal, alone=len(self._failed) == 1)
-        self._call(self._producer.send_offsets_to_transaction, offsets, self._membership, deadline=deadline)
-        self._call(self._producer.commit_transaction, deadline=deadline)
         return self._sent
+
+    def commit(self, cursor: int) -> None:
+        offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
+        until = time.monotonic() + _TRANSACTION_MS / 1000
+        send_offsets = self._producer.send_offsets_to_transaction
+        self._call(send_offsets, offsets, self._membership, _CALL_S, deadline=until)
+        self._call(self._producer.commit_transaction, _CALL_S, deadline=until)
 
     def _serve(self, seconds: float) -> None:
         """Wait for delivery reports, until one says that the transaction is lost: the client sends nothing more of it.

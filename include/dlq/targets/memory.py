@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
 from dlq.entry import Headers, Record
-from dlq.errors import ConfigError, Fenced, Refused, TargetError
-from dlq.ports import Delivered, Output, Unproducible
+from dlq.errors import Fenced, NotFound, Refused, TargetError
+from dlq.ports import Delivered, Output, Sender, Unproducible
 from dlq.sources.memory import MemoryLog
 
 
@@ -49,11 +49,11 @@ class MemoryTopics:
 
     def topic(self, name: str) -> MemoryLog:
         """
-        :raises ConfigError: when it doesn't exist.
+        :raises NotFound: when it doesn't exist.
         """
         found = self.topics.get(name)
         if found is None:
-            raise ConfigError(f"target.allow: topic {name!r} does not exist; create it or name the right one")
+            raise NotFound(f"target.allow: topic {name!r} does not exist; create it or name the right one")
         return found
 
     def take_over(self, job: str, writer: MemoryWriter) -> None:
@@ -63,6 +63,13 @@ class MemoryTopics:
             self._writers[job] = writer
             if before is not None:
                 before.abandon()
+
+    def time_out(self) -> None:
+        """Abort what ended writers left open, as a broker does after ``transaction.timeout.ms``."""
+        with self.lock:
+            for writer in self._writers.values():
+                if writer.spent:
+                    writer.abandon()
 
     def writes(self, job: str, writer: MemoryWriter) -> bool:
         return self._writers.get(job) is writer
@@ -131,20 +138,23 @@ class MemoryReplay:
 
     transactional = True
 
-    def __init__(self, topics: MemoryTopics, allow: Sequence[str] = ("memory",)) -> None:
+    def __init__(
+        self, topics: MemoryTopics, allow: Sequence[str] = ("memory",), *, allow_compacted: bool = False
+    ) -> None:
         self.topics = topics
         self._allow = allow
+        self._allow_compacted = allow_compacted
 
     @classmethod
-    def shared(cls, name: str, allow: Sequence[str] = ("memory",)) -> Self:
+    def shared(cls, name: str, allow: Sequence[str] = ("memory",), *, allow_compacted: bool = False) -> Self:
         """A client of the topics that all of this process know by ``name``."""
-        return cls(MemoryTopics.shared(name), allow)
+        return cls(MemoryTopics.shared(name), allow, allow_compacted=allow_compacted)
 
     def preflight(self) -> list[str]:
         return [
             f"topic {name!r} is compacted, a replayed old value would replace a newer one for good"
             for name in self._allow
-            if self.topics.topic(name).name in self.topics.compacted
+            if self.topics.topic(name).name in self.topics.compacted and not self._allow_compacted
         ]
 
     def findings(self) -> list[str]:
@@ -170,10 +180,32 @@ class MemoryReplay:
                 and ordinal.isdigit()
             ]
 
+    def sender(self, topic: str) -> Sender:
+        raise NotImplementedError("replays go by a transactional writer")
+
+    def digested(self, _topic: str) -> float | None:
+        return None
+
     def progress(self, topic: str) -> dict[int, int] | None:
         self.topics.live()
         with self.topics.lock:
             return dict(self.topics.positions.get(topic, {})) or None
+
+    def compacted(self, topic: str) -> bool:
+        return self._allow_compacted and topic in self.topics.compacted
+
+    def newest(
+        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
+    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
+        log = self.topics.topic(topic)
+        found: dict[tuple[int, bytes], int] = {}
+        ends = {}
+        for part, start in since.items():
+            low, ends[part] = log.marks(part)
+            for record in log.read(part, max(start, low), ends[part]):
+                if record.key is not None and record.key in keys:
+                    found[part, record.key] = record.pos or 0
+        return found, ends
 
     def grown(self, seconds: float) -> int:
         since = int((time.time() - seconds) * 1000)
@@ -194,7 +226,7 @@ class MemoryWriter:
         self._transaction: int | None = None
         self._outputs: Sequence[Output] = ()
         self._placed: list[Delivered] = []
-        self._spent = False
+        self.spent = False
 
     def __enter__(self) -> Self:
         self._topics.take_over(self._job, self)
@@ -204,7 +236,7 @@ class MemoryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What is not committed stays in doubt until the next writer, as a dead producer's does."""
-        self._spent = True
+        self.spent = True
 
     def abandon(self) -> None:
         """Abort what is open."""
@@ -223,7 +255,9 @@ class MemoryWriter:
 
     def send(self, outputs: Sequence[Output], cursor: int) -> list[Delivered]:
         self.produce(outputs)
-        return self.commit(cursor)
+        delivered = self.flush()
+        self.commit(cursor)
+        return delivered
 
     def produce(self, outputs: Sequence[Output]) -> None:
         with self._topics.lock:
@@ -242,27 +276,31 @@ class MemoryWriter:
                 )
                 self._placed.append(Delivered(output.ordinal, part, pos))
 
-    def commit(self, cursor: int) -> list[Delivered]:
+    def flush(self) -> list[Delivered]:
         with self._topics.lock:
             self._ours()
-            assert self._transaction is not None, "produce begins a transaction, commit ends it"
             refused = next(
                 (why for output in self._outputs if (why := self._topics.unproducible(output))), None
             )
             if refused is not None:
                 self.abandon()
-                self._spent = True
+                self.spent = True
                 # As with a broker's batch, any of its records may be the culprit: only a lone one is known to be.
                 raise Unproducible(self._outputs[0].ordinal, refused)
+            return self._placed
+
+    def commit(self, cursor: int) -> None:
+        with self._topics.lock:
+            self._ours()
+            assert self._transaction is not None, "produce begins a transaction, commit ends it"
             self._log.commit(self._transaction)
             self._transaction = None
             self._topics.cursors[self._job] = (cursor, self._metadata)
-            return self._placed
 
     def _ours(self) -> None:
         if not self._topics.writes(self._job, self):
             raise Fenced(f"{self._job}: another writer of this job took over; this one stops")
-        if self._spent:
+        if self.spent:
             raise TargetError(f"{self._job}: this writer ended; open another and read the cursor")
 
 

@@ -1,0 +1,77 @@
+"""Clients of AWS services: where and as whom the Connection says, how they retry and wait is ours.
+
+boto3's own retries double what is not idempotent without a trace, and its time-outs are a minute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from dlq.errors import ConfigError
+from dlq.ports import Connection
+
+CONNECT_S = 3.0
+ANSWER_S = 10.0
+LONG_POLL_S = 20
+"""The longest a receive may wait (SQS's own bound)."""
+
+_POOL = 32
+
+
+def client(connection: Connection, service: str, *, once: bool = False) -> Any:
+    """A client of ``service``.
+
+    :param once: every call is made once: for sending, where a lost answer must not become a second message.
+    :raises ConfigError: when the Connection can't be used.
+    """
+    config = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=ANSWER_S if once else LONG_POLL_S + ANSWER_S,
+        retries={"total_max_attempts": 1} if once else {"total_max_attempts": 4, "mode": "standard"},
+        max_pool_connections=_POOL,
+    )
+    try:
+        if connection.aws is not None:
+            return connection.aws(service, config)
+        return _alone(connection, service, config)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            f"Connection {connection.id}: no {service} client can be made: {error}; its extra may name region_name, "
+            "endpoint_url and profile_name"
+        ) from error
+
+
+def _alone(connection: Connection, service: str, config: Config) -> Any:
+    """Without Airflow: keys from login and password, or what boto3 finds by itself."""
+    extra = dict(connection.extra)
+    if "role_arn" in extra:
+        raise ConfigError(
+            f"Connection {connection.id}: role_arn is taken inside Airflow only; on the command line name a "
+            "profile_name of ~/.aws/config that has it"
+        )
+    session = boto3.Session(
+        aws_access_key_id=connection.login or None,
+        aws_secret_access_key=connection.password or None,
+        aws_session_token=extra.get("aws_session_token"),
+        region_name=extra.get("region_name"),
+        profile_name=extra.get("profile_name"),
+    )
+    endpoint = (extra.get("service_config", {}).get(service, {}) or {}).get("endpoint_url")
+    return session.client(service, endpoint_url=endpoint or extra.get("endpoint_url"), config=config)
+
+
+def code(error: ClientError) -> str:
+    """The service's error code, such as ``AccessDenied``."""
+    return str(error.response.get("Error", {}).get("Code", "Unknown"))
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without the request's contents."""
+    if isinstance(error, ClientError):
+        found = error.response.get("Error", {})
+        return f"{found.get('Code', 'Unknown')}: {found.get('Message', '')}".strip(": ")
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,311 @@
+"""Replay to SQS queues: no transaction, so each message is marked before its call and what it did may stay unknown."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from dlq import aws, mark, sqs
+from dlq.config import SqsTarget
+from dlq.errors import ConfigError, TargetError
+from dlq.ports import Connections, Delivered, Output, Refusal, Writer
+
+_ATTRIBUTES = 10
+_BODY = 1 << 20
+_SENDERS = 8
+_DENIED = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "QueueDoesNotExist",
+}
+_PAUSE_S = 0.2
+
+
+class SqsReplay:
+    """The target adapter for the queues in ``target.allow``."""
+
+    transactional = False
+
+    def __init__(self, config: SqsTarget, connections: Connections) -> None:
+        self._config = config
+        connection = connections(config.connection)
+        self._client = aws.client(connection, "sqs")
+        self._once = aws.client(connection, "sqs", once=True)
+        self._queues: dict[str, sqs.Queue] = {}
+        self._empty_at: dict[str, float] = {}
+
+    def _queue(self, name: str) -> sqs.Queue:
+        if name not in self._queues:
+            self._queues[name] = sqs.find(self._client, name, "target.allow", TargetError)
+        return self._queues[name]
+
+    def preflight(self) -> list[str]:
+        for name in self._config.allow:
+            self._queue(name)
+        return []
+
+    def findings(self) -> list[str]:
+        found = []
+        for name in self._config.allow:
+            seconds = self._return_s(self._queue(name))
+            if seconds is not None and seconds > 600:
+                found.append(
+                    f"queue {name!r}: a replay that fails again comes back after up to {seconds / 60:.0f} minutes "
+                    "(maxReceiveCount x visibility + delay); until then its outcome is not known"
+                )
+        return found
+
+    def ends(self, _topic: str) -> dict[int, int]:
+        return {}
+
+    def writer(self, job: str, topic: str, metadata: str) -> Writer:
+        raise NotImplementedError("a queue has no transactions; replays go by a sender")
+
+    def sender(self, topic: str) -> SqsSender:
+        return SqsSender(self._once, self._queue(topic))
+
+    def delivered(self, _topic: str, _start: Mapping[int, int]) -> Iterator[list[tuple[str, int, int, int]]]:
+        return iter(())
+
+    def progress(self, _topic: str) -> dict[int, int] | None:
+        return None
+
+    def digested(self, topic: str) -> float | None:
+        """What was sent before the queue was last seen empty, and longer ago than a failure takes to come back."""
+        queue = sqs.find(self._client, topic, "target.allow", TargetError)
+        now = time.time()
+        if queue.held:
+            return self._before(topic, queue)
+        self._empty_at[topic] = now
+        return self._before(topic, queue)
+
+    def _before(self, topic: str, queue: sqs.Queue) -> float | None:
+        empty_at = self._empty_at.get(topic)
+        if empty_at is None:
+            return None
+        return min(empty_at, time.time() - (self._return_s(queue) or 0.0))
+
+    def _return_s(self, queue: sqs.Queue) -> float | None:
+        """How long a failure takes to be dead-lettered, at most; None where it never is."""
+        receives = queue.redrive.get("maxReceiveCount")
+        if receives is None:
+            return None
+        return int(receives) * queue.number("VisibilityTimeout", 30) + queue.number("DelaySeconds", 0)
+
+    def compacted(self, _topic: str) -> bool:
+        return False
+
+    def newest(
+        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
+    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
+        raise NotImplementedError("a queue keeps every message")
+
+    def grown(self, _seconds: float) -> int:
+        """Not known: a queue does not count what went through it."""
+        return 0
+
+    def close(self) -> None:
+        self._client.close()
+        self._once.close()
+
+
+class SqsSender:
+    """Sends to one queue: packed by bytes, then tens; several calls side by side."""
+
+    def __init__(self, client: Any, queue: sqs.Queue) -> None:
+        self._client = client
+        self._queue = queue
+        self._most = min(_BODY, queue.number("MaximumMessageSize", _BODY))
+
+    def lane(self, output: Output) -> str | None:
+        return _group(output) if self._queue.fifo else None
+
+    def waves(self, outputs: Sequence[Output]) -> list[list[Output]]:
+        if not self._queue.fifo:
+            return [list(outputs)]
+        seen: dict[str, int] = {}
+        waves: list[list[Output]] = []
+        for output in outputs:
+            group = _group(output)
+            number = seen[group] = seen.get(group, -1) + 1
+            if number == len(waves):
+                waves.append([])
+            waves[number].append(output)
+        return waves
+
+    def send(self, outputs: Sequence[Output], deadline: float) -> list[Delivered | Refusal]:
+        done: list[Delivered | Refusal] = []
+        fit: list[tuple[Output, dict[str, Any]]] = []
+        for output in outputs:
+            reason, entry = self._entry(output)
+            if reason is not None:
+                done.append(Refusal(output.ordinal, reason))
+            else:
+                fit.append((output, entry))
+        calls = list(_packed(fit))
+        with ThreadPoolExecutor(_SENDERS, thread_name_prefix="dlq-send") as pool:
+            for answers in pool.map(lambda call: self._call(call, deadline), calls):
+                done.extend(answers)
+        return done
+
+    def _call(
+        self, some: Sequence[tuple[Output, dict[str, Any]]], deadline: float
+    ) -> list[Delivered | Refusal]:
+        """One batch; what the service certainly did not take is asked again until the deadline."""
+        left = {str(output.ordinal): (output, entry) for output, entry in some}
+        done: list[Delivered | Refusal] = []
+        pause = _PAUSE_S
+        while left:
+            if time.monotonic() >= deadline:
+                done.extend(Refusal(output.ordinal, "throttled") for output, _ in left.values())
+                break
+            try:
+                answer = self._client.send_message_batch(
+                    QueueUrl=self._queue.url, Entries=[entry for _, entry in left.values()]
+                )
+            except ClientError as error:
+                if aws.code(error) in _DENIED:
+                    raise ConfigError(
+                        f"target: nothing can be sent to {self._queue.name}: {aws.reason(error)}; grant sqs:SendMessage"
+                    ) from error
+                if _status(error) >= 500:
+                    break  # it may have taken them all the same
+            except BotoCoreError:
+                break  # nor is it known when no answer came
+            else:
+                for sent in answer.get("Successful", []):
+                    output, entry = left.pop(sent["Id"])
+                    if sent.get("MD5OfMessageBody") == _md5(
+                        entry["MessageBody"]
+                    ):  # else: who knows what was taken
+                        done.append(Delivered(output.ordinal, None, None, sent["MessageId"]))
+                for failed in answer.get("Failed", []):
+                    if failed.get("SenderFault"):
+                        output, _ = left.pop(failed["Id"])
+                        done.append(Refusal(output.ordinal, f"refused:{failed.get('Code', 'unknown')}"[:80]))
+                told = {each["Id"] for each in answer.get("Failed", [])}
+                left = {
+                    key: value for key, value in left.items() if key in told
+                }  # one in no list is in doubt
+            if left:
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(pause * 2, 5.0)
+        return done
+
+    def _entry(self, output: Output) -> tuple[str | None, dict[str, Any]]:
+        """An output as the API takes it, or why it never will."""
+        try:
+            body = (output.value or b"").decode("utf-8", "strict")
+        except UnicodeDecodeError:
+            return "body_is_no_text", {}
+        if not body or not _allowed(body):
+            return "body_is_no_text" if body else "body_is_empty", {}
+        ours = {name.removeprefix("dlq-"): (value or b"").decode() for name, value in output.headers[-_OWN:]}
+        theirs = output.headers[:-_OWN]
+        if len(theirs) > _ATTRIBUTES:
+            return "too_many_attributes", {}
+        attributes = {}
+        for number, (name, value) in enumerate(theirs):
+            kind = output.types[number] if number < len(output.types) else "String"
+            content = _content(kind, value)
+            if content is None:
+                return "attribute_is_no_text", {}
+            attributes[name] = {"DataType": kind, **content}
+        size = len(output.value or b"") + sum(
+            len(n.encode())
+            + len(a["DataType"])
+            + len(a.get("StringValue", "").encode() or a.get("BinaryValue", b""))
+            for n, a in attributes.items()
+        )
+        if size > self._most:
+            return "too_large_for_the_target", {}
+        said = mark.written(
+            mark.Mark(
+                ours["drain"],
+                ours["job"],
+                int(ours["ordinal"]),
+                ours["entry"],
+                ours["key"],
+                int(ours["retry-count"]),
+                int(ours["original-timestamp"]),
+            )
+        )
+        if len(attributes) < _ATTRIBUTES and size + len(said.encode()) + len(mark.NAME) + 6 <= self._most:
+            attributes[mark.NAME] = {"DataType": "String", "StringValue": said}
+        entry: dict[str, Any] = {
+            "Id": str(output.ordinal),
+            "MessageBody": body,
+            "MessageAttributes": attributes,
+        }
+        system = dict(output.system)
+        if "AWSTraceHeader" in system:
+            entry["MessageSystemAttributes"] = {
+                "AWSTraceHeader": {"DataType": "String", "StringValue": system["AWSTraceHeader"]}
+            }
+        if self._queue.fifo:
+            entry["MessageGroupId"] = _group(output)
+            entry["MessageDeduplicationId"] = ours["key"]  # the entry's for life, never the found one
+        elif "MessageGroupId" in system:
+            entry["MessageGroupId"] = system["MessageGroupId"]
+        return None, entry
+
+
+_OWN = 7  # headers of ours, the outbox's last
+
+
+def _group(output: Output) -> str:
+    found = dict(output.system).get("MessageGroupId")
+    if found:
+        return found
+    key = output.key or b"dlq"
+    return hashlib.sha256(key).hexdigest()[:32]
+
+
+def _content(kind: str, value: bytes | None) -> dict[str, Any] | None:
+    if kind.startswith("Binary"):
+        return {"BinaryValue": value or b""}
+    try:
+        text = (value or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return {"StringValue": text} if text and _allowed(text) else None
+
+
+def _allowed(text: str) -> bool:
+    """SQS takes the characters of XML 1.0 (SendMessage, API reference)."""
+    return all(
+        (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff") or c in "\t\n\r"
+        for c in text
+    )
+
+
+def _packed(fit: Sequence[tuple[Output, dict[str, Any]]]) -> Iterator[list[tuple[Output, dict[str, Any]]]]:
+    """By bytes first, then by ten: a call's messages together are bound as one is."""
+    some: list[tuple[Output, dict[str, Any]]] = []
+    size = 0
+    for output, entry in fit:
+        length = len(entry["MessageBody"].encode()) + sum(
+            len(name) + len(str(a.get("StringValue") or "")) + len(a.get("BinaryValue") or b"") + 16
+            for name, a in entry["MessageAttributes"].items()
+        )
+        if some and (len(some) == sqs.BATCH or size + length > _BODY):
+            yield some
+            some, size = [], 0
+        some.append((output, entry))
+        size += length
+    if some:
+        yield some
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
