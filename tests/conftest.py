@@ -1,4 +1,4 @@
-"""Fixtures that every kind of test may ask for: a real broker, a real Postgres, and names of their own."""
+"""Fixtures that every kind of test may ask for: a real broker, SQS server and Postgres, and names of their own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from dlq_demo.broker import Broker, create_topic
+from dlq_demo.elasticmq import ElasticMq
 from dlq_demo.postgres import Postgres
 from dlq_demo.process import Unavailable
 
@@ -52,6 +53,19 @@ def topic(broker: Broker) -> Callable[..., str]:
         return unique
 
     return create
+
+
+@pytest.fixture(scope="session")
+def elasticmq() -> Iterator[ElasticMq]:
+    """One real SQS server a test process (2.5 s, 200 MB), in memory; tests keep apart by the names of their queues.
+
+    A test that kills a server starts one of its own, in a folder.
+    """
+    try:
+        with ElasticMq() as running:
+            yield running
+    except Unavailable as error:
+        _skip(error)
 
 
 @pytest.fixture(scope="session")

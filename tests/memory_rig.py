@@ -13,10 +13,11 @@ from typing import Any, Self
 from sqlalchemy import text
 
 from dlq.config import QueueConfig
-from dlq.drain import Drain, drain_id, open_drain
+from dlq.drain import Drain, drain_id
 from dlq.entry import Headers, Record
 from dlq.intake import Intake, Taken
 from dlq.ledger import Ledger, lease
+from dlq.opening import open_drain
 from dlq.ports import Batch, Connection, Output
 from dlq.sources.memory import MemoryDlq, MemoryLog, MemoryPass
 from dlq.targets.memory import MemoryTopics, MemoryWriter, dead_letter
@@ -93,6 +94,7 @@ class MemoryRig:
         target_partitions: int = 2,
         start: str = "earliest",
         ordering: str = "none",
+        compacted: bool = False,
         template: Path | None = None,
         **settings: Any,
     ) -> None:
@@ -106,7 +108,13 @@ class MemoryRig:
             {
                 "name": name,
                 "source": {"kind": "memory", "connection": name, "start": start},
-                "target": {"kind": "memory", "connection": name, "allow": [TOPIC], "ordering": ordering},
+                "target": {
+                    "kind": "memory",
+                    "connection": name,
+                    "allow": [TOPIC],
+                    "ordering": ordering,
+                    "allow_compacted": compacted,
+                },
                 "outcome": {"grace": 0, "deadline": "5s"},
                 "ledger": url,
                 "archive": str(folder / "archive"),
@@ -371,15 +379,20 @@ class _WiredWriter:
         self._step()
         self._inner.produce(outputs)
 
-    def commit(self, cursor: int) -> Any:
+    def flush(self) -> Any:
         self._step()
-        done = self._inner.commit(cursor)
+        return self._inner.flush()
+
+    def commit(self, cursor: int) -> None:
         self._step()
-        return done
+        self._inner.commit(cursor)
+        self._step()
 
     def send(self, outputs: Sequence[Output], cursor: int) -> Any:
         self.produce(outputs)
-        return self.commit(cursor)
+        delivered = self.flush()
+        self.commit(cursor)
+        return delivered
 
 
 def wire(drain: Drain, step: Callable[[], None], *, within: bool = True) -> Drain:
@@ -405,8 +418,8 @@ def wire(drain: Drain, step: Callable[[], None], *, within: bool = True) -> Drai
         step()
         return written
 
-    def wired_pass(positions: Mapping[int, int], parts: Sequence[int] | None = None) -> Any:
-        return _WiredPass(open_pass(positions, parts), step)
+    def wired_pass(*where: Any, **how: Any) -> Any:
+        return _WiredPass(open_pass(*where, **how), step)
 
     def wired_writer(job: str, topic: str, metadata: str) -> Any:
         return _WiredWriter(writer(job, topic, metadata), step)  # type: ignore[arg-type]

@@ -17,9 +17,10 @@ import yaml
 from airflow.sdk import DAG
 
 from dlq.config import load_queue
-from dlq.drain import Drain, open_drain
+from dlq.drain import Drain
 from dlq.entry import Record
 from dlq.ledger import Ledger
+from dlq.opening import open_drain
 from dlq.sources.memory import MemoryLog
 from dlq.targets.memory import MemoryTopics, dead_letter
 

@@ -55,9 +55,9 @@ def test_a_dag_file_is_light(queues: Any, file: str, kind: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize("file", ["dlq_drain.py", "dlq_review.py"])
-def test_the_shipped_queue_has_its_dags(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_queues_have_their_dags(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DLQ_CONFIG", raising=False)
-    assert parse(file)["dags"] == [f"{file[:-3]}__orders"]
+    assert parse(file)["dags"] == [f"{file[:-3]}__{name}" for name in ("billing", "orders")]
 
 
 def test_of_the_plugins_folder_airflow_imports_the_entry_file_only() -> None:

@@ -9,13 +9,18 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskAwaitingInput
 from airflow.sdk.execution_time import task_runner
 from sqlalchemy import func, select
+from tests.dags.conftest import no_connection
 from tests.dags.test_approval import Supervisor
 from tests.dags.test_forms import tokens
 from tests.dags.test_operators import Run, looked
 
+from dlq import repair
 from dlq.config import load_queue
 from dlq.ledger import lease
 from dlq.ledger.schema import decision, entry, queue
+from dlq.patch import Patch
+from dlq.selection import Selection
+from dlq.targets.memory import MemoryTopics
 
 APPLY, LEAVE = "Apply these decisions", "Leave everything open"
 
@@ -33,11 +38,14 @@ def review(queues: Any) -> Run:
     return Run(queues.dag("orders", "review"), "review")
 
 
-def answer(run: Run, choice: str, option: str = APPLY, **event: Any) -> Any:
-    """Answer a run's form, the same for all work, as a person would."""
+def answer(run: Run, choice: str, option: str = APPLY, *, only: str = "", **event: Any) -> Any:
+    """Answer a run's form as a person would, the same for all work, or ``only`` for one kind of subject."""
     task = run.dag.get_task("decide_review")
     proposed = run.xcoms[("propose_review", "return_value")]
-    form = {each["subject"].replace(" ", "_"): f"{choice} #{each['hash'][:12]}" for each in proposed}
+    form = {}
+    for each in proposed:
+        chosen = choice if each["subject"].startswith(only) else "leave"
+        form[each["subject"].replace(" ", "_")] = f"{chosen} #{each['hash'][:12]}"
     given = {
         "chosen_options": [option],
         "params_input": form,
@@ -165,3 +173,32 @@ def test_a_live_drain_is_waited_for(review: Run, queues: Any) -> None:
     patience = task.retries * task.retry_delay
     assert patience.total_seconds() > load_queue("orders").limits.budget / 2
     assert task.max_retry_delay.total_seconds() <= 120
+
+
+def test_a_repair_is_offered_by_its_hash_and_sent_in_place_of_the_originals(
+    review: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with looked() as held, held.ledger.read() as tx:
+        group = tx.execute(select(entry.c.grp)).scalars().first()
+    text = b'[{"op": "replace", "path": "", "value": "not to be shown"}]'
+    chosen = Selection(groups=(int(group or 0),))
+    made = repair.make(load_queue("orders"), chosen, Patch(text), "ada", no_connection)
+    proposed = review("propose_review")
+    assert [p["subject"].split()[0] for p in proposed] == ["work", "repair"]
+    assert proposed[1]["hash"] == made.hash
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor := Supervisor(), raising=False)
+    with pytest.raises(TaskAwaitingInput):
+        review("decide_review")
+    form = supervisor.form
+    tail = f" #{(made.hash or '')[:12]}"
+    assert form.params[f"repair_{made.id}"]["schema"]["enum"] == [f"leave{tail}", f"replay{tail}"]
+    assert f"patch {made.patch.sha[:12]}" in form.body
+    assert "not to be shown" not in form.model_dump_json()
+
+    answer(review, "replay", only="repair")
+    review("open_drain")
+    assert review("apply_review")["confirmed"] == 12
+    with looked() as held:
+        values = {r.value for r in MemoryTopics.shared(held.config.target.connection).records("memory")}
+    assert values == {b"not to be shown"}

@@ -36,11 +36,12 @@ from tests.integration import worker
 
 from dlq.archive import Archive, Rows
 from dlq.config import QueueConfig
-from dlq.drain import Drain, drain_id, open_drain
+from dlq.drain import Drain, drain_id
 from dlq.entry import payload_sha
 from dlq.errors import QueueBusy
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
+from dlq.opening import open_drain
 from dlq.ports import Connection, Connections
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import categorize
@@ -279,9 +280,11 @@ class Rig:
         for future in self.admin().delete_consumer_groups(list(groups)).values():
             future.result(10)
 
-    def ends(self, topic: str) -> dict[int, int]:
-        """The end of each partition, open transactions left out."""
-        client = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "fresh"})
+    def ends(self, topic: str, isolation: str = "read_committed") -> dict[int, int]:
+        """The end of each partition; at read_committed, open transactions and what is behind them left out."""
+        client = Consumer(
+            {"bootstrap.servers": self.bootstrap, "group.id": "fresh", "isolation.level": isolation}
+        )
         try:
             parts = client.list_topics(topic, timeout=10).topics[topic].partitions
             return {p: client.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in parts}

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from tests.integration.rig import Rig, rigs, wait_until
 
-from dlq.drain import open_drain
 from dlq.errors import ConfigError, Refused
 from dlq.intake import take_custody
 from dlq.jobs import CursorLost
 from dlq.ledger import Ledger
+from dlq.opening import open_drain
 from dlq.replay import drain_remaining
 from dlq_demo.broker import Broker, create_topic
 
@@ -169,7 +169,6 @@ def test_a_ledger_restored_together_with_its_archive_is_refused_by_what_the_queu
     assert len(used.effects()) == 60
 
 
-@pytest.mark.xfail(strict=True, reason="a plan leaves no mark outside the ledger (docs/architecture.md)")
 def test_a_ledger_restored_from_the_middle_of_the_last_drain_is_refused(used: Rig) -> None:
     """From after its intake and before its plan: no epoch and no position tell."""
     used.letters(60)

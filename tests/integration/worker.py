@@ -34,10 +34,11 @@ from typing import Any
 from dlq import intake, jobs, replay, triage
 from dlq.archive import Archive
 from dlq.config import QueueConfig
-from dlq.drain import Drain, drain_id, open_drain
+from dlq.drain import Drain, drain_id
 from dlq.errors import DlqError, Fenced
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger import jobs as ledger_jobs
+from dlq.opening import open_drain
 from dlq.ports import Connection
 from dlq.sources.kafka import KafkaPass
 from dlq.targets.kafka import KafkaWriter

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from dlq import errors, terminal
 from dlq.archive import Stored
 from dlq.cli import BROKEN, OK, REFUSED, WRONG, commands, exit_code, main
 from dlq.export import exported
+from dlq.fingerprint import VERSION
 from dlq.sample import escaped
 
 SHIPPED = Path(__file__).resolve().parents[2] / "include" / "config"
@@ -88,7 +91,20 @@ COMMANDS = dict(every_command())
 
 
 def test_the_commands_are_those_of_the_design() -> None:
-    design = {"status", "sample", "take", "plan", "replay", "edit", "explain", "verify", "restore", "ledger"}
+    design = {
+        "status",
+        "sample",
+        "take",
+        "plan",
+        "replay",
+        "edit",
+        "repair",
+        "group",
+        "explain",
+        "verify",
+        "restore",
+        "ledger",
+    }
     assert set(commands.commands) == design
     assert {path for path in COMMANDS if path[0] == "ledger"} == {
         ("ledger", each) for each in ("create", "rebuild", "adopt-source", "resolve")
@@ -282,7 +298,7 @@ def test_a_file_is_explained_line_by_line(run: Run, config: Path, tmp_path: Path
     said = run("explain", str(path))
     assert said.status == OK
     first, second, third = (json.loads(line) for line in said.out.splitlines())
-    assert first.pop("fingerprint").startswith("v1:")
+    assert first.pop("fingerprint").startswith(f"{VERSION}:")
     assert first == {
         "format": "orchestrator",
         "origin": {
@@ -307,11 +323,13 @@ def test_a_file_is_explained_line_by_line(run: Run, config: Path, tmp_path: Path
         "category": "transient",
         "remedy": "retry",
         "rule": "rate limit",
+        "why": "rule 'rate limit' matched exception (*RateLimit*)",
     }
     assert second["format"] == third["format"] == "unknown"
     assert set(second) == set(first) | {"fingerprint"}
     assert second["failure"] == dict.fromkeys(first["failure"])
-    assert second["origin"] == dict.fromkeys(first["origin"])
+    assert second["origin"] == {**dict.fromkeys(first["origin"]), "timestamp_ms": 1764000000000}
+    assert second["retry_count"] is None
     assert third["correlation_id"] == "c-2"
 
 
@@ -323,12 +341,38 @@ def test_standard_input_is_explained(run: Run, config: Path, monkeypatch: pytest
 
 def test_a_line_that_is_no_export_is_named(run: Run, config: Path, tmp_path: Path) -> None:
     path = tmp_path / "letters.jsonl"
-    path.write_bytes(letter() + b'{"transport": "pigeon", "secret": "hunter2"}\n' + letter())
+    path.write_bytes(letter() + b'\n{"transport": "pigeon", "secret": "hunter2"}\n' + letter() + b"{")
     said = run("explain", str(path))
     assert said.status == WRONG
-    assert len(said.out.splitlines()) == 1
-    assert f"{path}:2: " in said.err
+    assert len(said.out.splitlines()) == 2, "the others are explained all the same"
+    assert f"{path}:3: its transport is neither" in said.err
+    assert f"{path}:5: not JSON" in said.err
     assert "hunter2" not in said.err
+
+
+def test_it_is_explained_as_a_queue_reads_it(run: Run, config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "letters.jsonl"
+    path.write_bytes(exported(Stored(0, 7, b"k", b'{"order": {"id": "o-1"}}', (), None), "orders.dlq"))
+    add_queue(config, "orders", dedupe_key="$.order.id")
+    assert json.loads(run("explain", str(path), "--queue", "orders").out)["dedupe_key"] == "o-1"
+    assert json.loads(run("explain", str(path)).out)["dedupe_key"] is None
+
+
+def test_the_shipped_taxonomy_explains_where_nothing_is_configured(tmp_path: Path) -> None:
+    """As a team runs it from the project's environment."""
+    path = tmp_path / "letters.jsonl"
+    path.write_bytes(letter(**WORKFLOW))
+    environment = {k: v for k, v in os.environ.items() if k != "DLQ_CONFIG"}
+    said = subprocess.run(
+        [sys.executable, "-m", "dlq", "explain", str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(said.stdout)["category"] == "transient"
 
 
 def test_a_taxonomy_of_ones_own_is_tried_on_exported_entries(run: Run, config: Path, tmp_path: Path) -> None:

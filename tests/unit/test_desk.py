@@ -188,7 +188,7 @@ def test_what_the_ledger_does_not_have_is_named(chosen: Selection, what: str, qu
 def test_a_draft_keeps_key_and_headers_and_the_original(queue: MemoryRig) -> None:
     (place,) = queue.put(1, "DataCorruption", key=b"k", value=b'{"amount": "1O"}')
     drain = queue.taken()
-    made = drafts.edit(queue.config, f"{place[0]}/{place[1]}", b'{"amount": 10}', "alice")
+    made = drafts.edit(queue.config, f"{place[0]}/{place[1]}", b'{"amount": 10}', "alice", Connection)
     assert made.sha == payload_sha(b"k", b'{"amount": 10}')
 
     uri, row, sha = queue.one(
@@ -206,7 +206,7 @@ def test_a_draft_needs_no_lease_and_changes_no_state(queue: MemoryRig) -> None:
     queue.put(1, "DataCorruption", part=0)
     queue.taken()  # still held
     before = queue.rows("SELECT * FROM entry")
-    drafts.edit(queue.config, "0/0", b"new", "alice")
+    drafts.edit(queue.config, "0/0", b"new", "alice", Connection)
     assert queue.rows("SELECT * FROM entry") == before
 
 
@@ -226,7 +226,7 @@ def test_only_what_waits_for_a_person_is_edited(state: str, reason: str, what: s
     settled = drain.id if state == "discarded" else None
     queue.write("UPDATE entry SET state = :s, reason = :r, settled_drain = :d", s=state, r=reason, d=settled)
     with pytest.raises(Refused, match=what):
-        drafts.edit(queue.config, "0/0", b"new", "alice")
+        drafts.edit(queue.config, "0/0", b"new", "alice", Connection)
     assert queue.rows("SELECT id FROM draft") == []
 
 
@@ -234,14 +234,14 @@ def test_the_value_an_entry_has_already_is_no_draft(queue: MemoryRig) -> None:
     queue.put(1, "DataCorruption", part=0, value=b"same")
     queue.taken()
     with pytest.raises(Refused, match="already"):
-        drafts.edit(queue.config, "0/0", b"same", "alice")
+        drafts.edit(queue.config, "0/0", b"same", "alice", Connection)
 
 
 def test_an_entry_without_its_headers_is_not_edited(queue: MemoryRig) -> None:
     queue.log.append(0, b"k", b"v", flaw="unrepresentable_headers")
     queue.taken()
     with pytest.raises(Refused, match="unrepresentable headers"):
-        drafts.edit(queue.config, "0/0", b"new", "alice")
+        drafts.edit(queue.config, "0/0", b"new", "alice", Connection)
 
 
 def test_an_entry_without_its_headers_is_not_replayed_by_a_review_either(queue: MemoryRig) -> None:

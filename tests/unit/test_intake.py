@@ -12,12 +12,13 @@ from tests.memory_rig import TOPIC, Killed, MemoryRig, Sleeper, Tripwire, failur
 
 from dlq import intake
 from dlq.archive import Archive, Rows
-from dlq.drain import Drain, open_drain
+from dlq.drain import Drain
 from dlq.entry import Headers, Record
 from dlq.errors import Fenced, Overtaken, Refused, SourceError
 from dlq.intake import Intake, take_custody
 from dlq.ledger import Ledger
 from dlq.ledger import jobs as ledger
+from dlq.opening import open_drain
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_canary
 from dlq.triage import assign
@@ -234,8 +235,8 @@ def test_a_queue_that_can_not_be_told_is_told_by_the_next_try(queue: MemoryRig) 
     source = drain.source
     open_pass = source.open_pass
 
-    def deaf(*arguments: Any) -> Any:
-        reading = open_pass(*arguments)
+    def deaf(*arguments: Any, **more: Any) -> Any:
+        reading = open_pass(*arguments, **more)
         reading.acknowledge = lambda _batch: (_ for _ in ()).throw(SourceError("can't be told"))  # type: ignore[method-assign]
         return reading
 

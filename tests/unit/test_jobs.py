@@ -17,8 +17,9 @@ from dlq.errors import Fenced, Refused, TargetError
 from dlq.jobs import CursorLost, JobRun
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import PlanStale
+from dlq.opening import finish_earlier
 from dlq.ports import Output
-from dlq.replay import finish_earlier
+from dlq.replay import drain_remaining
 from dlq.targets.memory import MemoryWriter
 from dlq.triage import assign
 
@@ -96,6 +97,7 @@ def test_a_replayed_record_is_the_original_with_our_headers_for_those_of_earlier
     assert not any(name.startswith("wf-") for name, _ in record.headers)
     assert ours == {
         "dlq-drain": drain.id.encode(),
+        "dlq-group": b"workers",
         "dlq-job": job.id.encode(),
         "dlq-ordinal": b"0",
         "dlq-entry": f"{drain.source.uri}/0/0".encode(),
@@ -622,3 +624,45 @@ def test_proposed_plans_of_earlier_drains_are_withdrawn(queue: MemoryRig) -> Non
     finish_earlier(second)
     assert queue.one("SELECT state, ended FROM job") == ("closed", "withdrawn")
     assert queue.states() == {"open": 5}
+
+
+def without_the_target(queue: MemoryRig) -> None:
+    """The topic is deleted, and the queue's file names another."""
+    del queue.topics.topics[TOPIC]
+    queue.topics.cursors.clear()
+    queue.topics.create("orders.retry")
+    target = queue.config.target.model_copy(update={"allow": ("orders.retry",)})
+    queue.config = queue.config.model_copy(update={"target": target})
+
+
+def test_a_running_job_whose_target_is_gone_is_in_doubt_and_blocks_no_opening(queue: MemoryRig) -> None:
+    drain = queue.taken(5)
+    (job,) = plan.make(drain, "retry_transient", plan.ready(drain), who="p", saw="s", canary=False)
+    with JobRun(drain, job.id) as run:
+        run.send(2, FOREVER)
+    queue.release(drain)
+    without_the_target(queue)
+    queue.open("r2")
+    assert queue.states() == {"replayed": 2, "ambiguous": 3}
+
+
+def test_a_job_that_never_began_and_whose_target_is_gone_lets_its_entries_go(queue: MemoryRig) -> None:
+    drain = queue.taken(5)
+    plan.make(drain, "retry_transient", plan.ready(drain), who="p", saw="s", canary=False)
+    queue.release(drain)
+    without_the_target(queue)
+    queue.open("r2")
+    assert queue.reasons() == {"target_gone": 5}
+
+
+def test_replays_to_a_target_that_is_gone_stay_unconfirmed_and_stop_no_drain(queue: MemoryRig) -> None:
+    drain = queue.taken(5)
+    (job,) = plan.make(drain, "retry_transient", plan.ready(drain), who="p", saw="s", canary=False)
+    with JobRun(drain, job.id) as run:
+        run.send(5, FOREVER)
+        run.close("done", "ready")
+    queue.release(drain)
+    without_the_target(queue)
+    second = queue.open("r2")
+    assert drain_remaining(second, 10)["rounds"] == 1
+    assert queue.states() == {"replayed": 5}

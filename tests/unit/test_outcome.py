@@ -94,7 +94,7 @@ def test_nothing_is_confirmed_before_the_queue_was_read_to_its_end(
     drain, job = sent(queue)
     queue.consume(lambda _: True)
     run = Intake.run
-    monkeypatch.setattr(Intake, "run", lambda self, _deadline, *_: run(self, 0.0))
+    monkeypatch.setattr(Intake, "run", lambda self, _deadline, **how: run(self, 0.0, **how))
     assert look(drain, job) == Tally(0, 0, 10)
     monkeypatch.setattr(Intake, "run", run)
     assert look(drain, job) == Tally(0, 10, 0)
@@ -195,12 +195,12 @@ def test_a_sibling_that_takes_the_returns_first_is_no_trouble(
     queue.consume(lambda r: (r.value or b"")[-1:] == b"7")
     run, overtaken = Intake.run, [2]
 
-    def raced(self: Intake, *arguments: Any) -> Any:
+    def raced(self: Intake, *arguments: Any, **more: Any) -> Any:
         if overtaken[0]:
             overtaken[0] -= 1
-            run(Intake(queue.attach()), *arguments)
+            run(Intake(queue.attach()), *arguments, **more)
             raise Overtaken("a sibling was faster")
-        return run(self, *arguments)
+        return run(self, *arguments, **more)
 
     monkeypatch.setattr(Intake, "run", raced)
     assert look(drain, job) == Tally(9, 1, 0)

@@ -14,6 +14,7 @@ from dlq import plan as planning
 from dlq.conservation import verify_conservation
 from dlq.drain import Drain
 from dlq.ledger import jobs as ledger
+from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_canary
 from dlq.targets.memory import dead_letter
 from dlq.triage import categorize
@@ -126,7 +127,7 @@ def test_where_a_draft_cannot_be_sent_its_entry_is_not_sent_as_it_was(queue: Mem
     drain = drained(queue)
     review.file_work(drain)
     queue.release(drain)
-    drafts.edit(queue.config, f"{part}/{pos}", b"mended", "ann")
+    drafts.edit(queue.config, f"{part}/{pos}", b"mended", "ann", Connection)
     drain, choices = reviewed(queue)
     done = review.apply_review(drain, choices, "ann", 60)
     assert (done["refused"], done["replayed"]) == ([], 0)
@@ -235,3 +236,47 @@ def test_a_return_within_a_first_intake_waits_for_a_decision(queue: MemoryRig) -
         queue.release(drained(queue, run))
     assert "ready" not in queue.reasons()
     assert queue.reasons().get("first_intake")
+
+
+# A fix that nobody tried
+
+
+def test_a_raise_that_no_canary_tried_is_taken_back_at_the_end(queue: MemoryRig) -> None:
+    drain, orchestrator = with_fix(queue, 3)
+    said = verdict.close_drain(drain, {})
+    assert "no canary tried its fix; rolled back to 10" in said["said"]
+    assert orchestrator.told == [("payments", 25), ("payments", 10.0)]
+
+
+def test_a_raise_whose_drain_died_is_taken_back_by_the_next(
+    queue: MemoryRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Quotas):
+        def set_quota(self, plugin: str, limit: float, key: str) -> Any:
+            super().set_quota(plugin, limit, key)
+            if len(self.told) == 1:
+                raise Killed
+
+    queue.put(3, "QuotaExceeded")
+    drain, orchestrator = drained(queue), Dying()
+    monkeypatch.setattr(Drain, "orchestrator", orchestrator)
+    digest = fixes.propose_fix(drain)["hash"]
+    with pytest.raises(Killed):
+        fixes.apply_fix(drain, digest, None)
+    queue.release(drain)
+    queue.release(queue.open("r2"))
+    queue.open("r3")
+    assert orchestrator.told == [("payments", 25), ("payments", 10.0)]
+
+
+def test_what_a_person_leaves_is_a_decision_of_theirs(queue: MemoryRig) -> None:
+    queue.put(3, "DataCorruption")
+    drain = drained(queue)
+    review.file_work(drain)
+    queue.release(drain)
+    again, choices = reviewed(queue)
+    left = {subject: {**choice, "choice": "leave"} for subject, choice in choices.items()}
+    for _ in range(2):  # a retry decides nothing anew
+        assert review.apply_review(again, left, "somebody", 10)["left"] == 3
+    found = queue.one("SELECT COUNT(*), MIN(who), MIN(choice) FROM decision WHERE kind = 'review:leave'")
+    assert found == (1, "somebody", "leave")

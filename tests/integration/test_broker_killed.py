@@ -1,0 +1,85 @@
+"""The broker is killed in the middle: intake and replay go on when it is back, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.integration.rig import TRANSIENT, Rig, rigs
+
+from dlq.conservation import prove
+from dlq_demo.broker import Broker
+
+AWAY_S = 1.0
+POINTS = ("produced:6", "uncommitted:6", "committed:6")
+"""In the batches: the canary and the cursors of both jobs are the first five transactions."""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that only these tests use."""
+    with Broker(tmp_path_factory.mktemp("broker") / "kafka") as running:
+        yield running
+
+
+@pytest.fixture
+def make_rig(own: Broker, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    yield from rigs(own.bootstrap, tmp_path)
+
+
+def killed_at(broker: Broker, rig: Rig, run: str, steps: Sequence[str], point: str) -> list[str]:
+    """Run ``steps``; the broker is killed when the process comes to ``point``, and is back a second later. What ends
+    with an error is tried again, as its task would be; returns those errors.
+    """
+    process = rig.worker(f"open:{run}", *steps, stop=point)
+    process.wait_stopped()
+    broker.kill()
+    process.wake()
+    time.sleep(AWAY_S)
+    broker.start()
+    errors: list[str] = []
+    while code := process.wait(120):
+        said = process.said("error")
+        assert code == 3, process.words()
+        assert said is not None
+        assert not said["fenced"], process.words()
+        errors.append(f"{point}: {said['at']}: {said['text']}")
+        assert len(errors) <= 3, errors
+        process = rig.worker(f"attach:{run}", *steps)
+    print(errors or f"{point}: it waited for the broker")
+    return errors
+
+
+def test_an_intake_goes_on_when_its_broker_is_back(own: Broker, make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(parts=3, tuning={"lease_s": 0.2, "batch": 100})
+    rig.begin()
+    for run, point in enumerate(("read:2", "untold:2")):
+        rig.letters(600)
+        killed_at(own, rig, f"r{run}", ["take"], point)
+    rig.check_custody()
+    assert rig.count() == 1_200
+    drain = rig.open("looks-afterwards")
+    assert drain.depth().entries == 0
+    assert rig.committed(f"dlq-drain.{rig.queue}", rig.dlq) == rig.ends(rig.dlq)
+
+
+@pytest.mark.parametrize("points", [POINTS[:1], pytest.param(POINTS, marks=pytest.mark.slow)])
+def test_a_replay_goes_on_when_its_broker_is_back(
+    own: Broker, make_rig: Callable[..., Rig], points: Sequence[str]
+) -> None:
+    rig = make_rig(parts=3, tuning={"lease_s": 0.2, "records": 50})
+    rig.begin()
+    consumer = rig.consumer()
+    steps = ["take", "categorize", "canary", "batches", "remaining"]
+    for run, point in enumerate(points):
+        rig.letters(400, kinds=TRANSIENT)
+        killed_at(own, rig, f"r{run}", steps, point)
+    consumer.stop()
+    rig.check_custody()
+    rig.check_nothing_pending()
+    assert len(rig.check_effects()) == 400 * len(points)
+    assert rig.states() == {"confirmed": 400 * len(points)}
+    assert set(consumer.effects.values()) == {1}
+    assert prove(rig.attach(f"r{len(points) - 1}")).broken == []
