@@ -14,9 +14,10 @@ from confluent_kafka.admin import AdminClient
 
 from benchmarks.letters import fill
 from dlq.config import QueueConfig
-from dlq.drain import Drain, drain_id, open_drain
+from dlq.drain import Drain, drain_id
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
+from dlq.opening import open_drain
 from dlq.ports import Connection, Connections
 from dlq_demo.broker import Broker, create_topic
 
@@ -25,12 +26,15 @@ PARTS = 6
 
 @dataclass(frozen=True)
 class Queue:
-    """A queue of this run; goes to another process as it is."""
+    """A queue of this run; it can go to another process."""
 
     bootstrap: str
     config: QueueConfig
     dlq: str
     origin: str
+
+    def __reduce__(self) -> Any:  # what a configuration works out at its first use can't travel
+        return _arrived, (self.bootstrap, self.config.model_dump_json(), self.dlq, self.origin)
 
     @property
     def connection(self) -> Connection:
@@ -50,6 +54,10 @@ class Queue:
 
     def attach(self, run: str = "drain") -> Drain:
         return Drain.attach(drain_id(self.config.name, run), config=self.config, connections=self.connections)
+
+
+def _arrived(bootstrap: str, config: str, dlq: str, origin: str) -> Queue:
+    return Queue(bootstrap, QueueConfig.model_validate_json(config), dlq, origin)
 
 
 def release(drain: Drain) -> None:

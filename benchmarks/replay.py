@@ -66,7 +66,7 @@ def _transactions(drain: Drain, job: ledger.Job, most: int) -> list[Sequence[Out
     """The outputs of a job that has not run yet, cut as our own transactions are."""
     outbox, found, at = Outbox(drain, job), list[Sequence[Output]](), 0
     while at < job.size:
-        _, outputs, _ = outbox.next(at, job.size, most)
+        outputs = outbox.next(at, job.size, most).outputs
         found.append(outputs)
         at = outputs[-1].ordinal + 1
     return found
