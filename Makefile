@@ -29,7 +29,7 @@ lock: $(READY) ## Resolve requirements.lock anew within the ranges
 		--extra dev pyproject.toml -o requirements.lock
 	@! grep -nE '://' requirements.lock
 
-demo: $(READY) ## The runbook on an embedded Kafka in a real Airflow (EXIT=1 ends by itself, APPROVE=1 asks you, QUEUE=, PORT=)
+demo: $(READY) ## The runbook on an embedded Kafka or SQS in a real Airflow (EXIT=1 ends by itself, APPROVE=1 asks you, QUEUE=, PORT=)
 	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(QUEUE:%=--queue %) $(PORT:%=--port %)
 
 test: $(READY) ## Every test but the slow ones

@@ -18,7 +18,8 @@ RUNBOOK = """
 
 Unique cases: corrupt data, unknown errors, entries that failed again after a replay. Trigger it when you have
 time: the form under *Required Actions* offers to **replay**, **discard** or **leave** each piece of work, or
-to replay a value repaired with `dlq edit` (by its draft's id). Who decided what is recorded for good.
+to replay values mended with `dlq edit` (by its draft's id) or `dlq repair` (one change for a group, by the
+repair's id). Who decided what is recorded for good.
 
 - It holds nothing while it waits for you: drains go on. What they change is refused, with the reason.
 - After the answer it takes the queue's lease, does what you chose, and proves it.
@@ -37,7 +38,7 @@ def review_dag(queue: QueueConfig) -> DAG:
         propose_review = ProposeReview(
             task_id="propose_review",
             doc_md=(
-                "**List** the groups and drafts that wait for a person, each with a hash of what it is "
+                "**List** the groups, drafts and repairs that wait for a person, each with a hash of what it is "
                 "now.\n\nSkipped: nothing waits."
             ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from airflow.sdk import Connection as AirflowConnection
@@ -60,7 +61,19 @@ def converted(found: AirflowConnection) -> Connection:
         login=found.login,
         password=found.password,
         extra=extra,
+        aws=partial(_aws_client, found) if found.conn_type == "aws" else None,
     )
+
+
+def _aws_client(found: AirflowConnection, service: str, config: Any) -> Any:
+    """As the amazon provider's hook makes it: with roles, profiles and federated sign-on, but our own ``config``."""
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+
+    class Hook(AwsBaseHook):  # type: ignore[misc]
+        def get_connection(self, _conn_id: str) -> AirflowConnection:  # type: ignore[override]
+            return found
+
+    return Hook(aws_conn_id=found.conn_id, client_type=service, config=config).get_client_type(config=config)
 
 
 def _absent(conn_id: str) -> ConfigError:

@@ -36,7 +36,7 @@ class OpenDrain(DlqOperator):
         self.kind = kind
 
     def attached(self, context: Context) -> Drain:
-        from dlq.drain import open_drain
+        from dlq.opening import open_drain
 
         if is_dry(context):
             self.log.info("Dry run: every stage says what it would do, and changes nothing")

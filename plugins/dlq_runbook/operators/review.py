@@ -71,9 +71,9 @@ class DecideReview(HITLOperator):
         self.subject = f"Queue {self.queue_name}: what to do with {len(proposed)} piece(s) of work?"
         self.body = body(
             (
-                "**replay** sends the entries again as they are, or a draft in place of its entry",
+                "**replay** sends the entries again as they are, or drafted values in their place",
                 "**discard** settles them for good: nobody will run them; **leave** changes nothing",
-                "To repair an entry, write a draft with `dlq edit`, then start this review anew",
+                "To mend an entry use `dlq edit`, a whole group `dlq repair`, then start this review anew",
                 "What changes until you answer is refused, and stays open",
             ),
             "\n".join(f"{each['subject']}: {each['summary']}" for each in proposed),
