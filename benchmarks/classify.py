@@ -8,11 +8,11 @@ from random import Random
 
 from benchmarks.cost import measured, table
 from benchmarks.fingerprints import corpus
-from dlq.classify import Classifier
 from dlq.config import Owners
 from dlq.entry import Headers, Record
 from dlq.envelopes import decode
-from dlq.taxonomy import load_taxonomy
+from dlq.grouping.classify import Classifier
+from dlq.grouping.taxonomy import load_taxonomy
 
 GOAL = 150_000
 """Entries a second on one processor, of formats that say all in headers."""

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from benchmarks.cost import table
 from benchmarks.values import Fault
-from dlq.fingerprint import fingerprint, normalise
+from dlq.grouping.fingerprint import fingerprint, normalise
 
 FAULTS = Path(__file__).parent / "data" / "faults.txt"
 GOAL = 0.95

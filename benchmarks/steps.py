@@ -13,11 +13,11 @@ from struct import pack
 from benchmarks.classify import GOAL
 from benchmarks.cost import measured, table
 from benchmarks.letters import letter
-from dlq.classify import Classifier
 from dlq.config import Owners
 from dlq.entry import Record, Understood
 from dlq.envelopes import Envelopes, ids
-from dlq.taxonomy import load_taxonomy
+from dlq.grouping.classify import Classifier
+from dlq.grouping.taxonomy import load_taxonomy
 
 _AT_MS = 1_764_000_000_000
 _TRACE = (

@@ -17,10 +17,11 @@ from dlq.drain import Drain, drain_id
 from dlq.entry import Headers, Record
 from dlq.intake import Intake, Taken
 from dlq.ledger import Ledger, lease
+from dlq.memory import MemoryLog, MemoryTopics, dead_letter
 from dlq.opening import open_drain
 from dlq.ports import Batch, Connection, Output
-from dlq.sources.memory import MemoryDlq, MemoryLog, MemoryPass
-from dlq.targets.memory import MemoryTopics, MemoryWriter, dead_letter
+from dlq.sources.memory import MemoryDlq, MemoryPass
+from dlq.targets.memory import MemoryWriter
 from dlq.triage import assign
 
 TOPIC = "orders"

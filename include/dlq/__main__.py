@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dlq.cli import main
+from dlq.cli.main import main
 
 main()

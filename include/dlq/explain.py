@@ -9,11 +9,11 @@ from sqlalchemy import Connection, func, or_, select
 
 from dlq import returns
 from dlq.archive import STORED, Archive, Rows
-from dlq.classify import Classifier
 from dlq.codecs import decode, registry_of
 from dlq.config import QueueConfig
 from dlq.errors import DlqError
 from dlq.export import BadExport, imported
+from dlq.grouping.classify import Classifier
 from dlq.ledger import Ledger
 from dlq.ledger.schema import (
     decision,

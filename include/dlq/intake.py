@@ -15,13 +15,13 @@ from sqlalchemy import Connection
 
 from dlq import clock, mark
 from dlq.archive import segment_table
-from dlq.classify import Classifier
 from dlq.config import QueueConfig, SqsSource, SqsTarget
 from dlq.destination import Destination
 from dlq.drain import Drain
 from dlq.entry import Group, Record, Understood, payload_sha
 from dlq.envelopes import pointer
 from dlq.errors import Overtaken
+from dlq.grouping.classify import Classifier
 from dlq.ledger import custody
 from dlq.ports import Batch, Pass
 from dlq.regroup import regrouping

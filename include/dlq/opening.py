@@ -9,13 +9,13 @@ from dlq.config import QueueConfig
 from dlq.drain import Drain, drain_id
 from dlq.errors import ConfigError, Refused
 from dlq.fixes import take_back_untried
+from dlq.grouping.taxonomy import load_taxonomy
 from dlq.jobs import CursorLost
 from dlq.ledger import Ledger, custody, jobs, lease
 from dlq.ledger.behind import refuse_if_behind
 from dlq.ledger.schema import job, plan, source
 from dlq.ports import Connections
 from dlq.sending import running
-from dlq.taxonomy import load_taxonomy
 
 LEASE_S = 300.0
 """How long a lease lasts from the moment a stage takes or extends it without naming a deadline."""

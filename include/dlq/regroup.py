@@ -17,11 +17,11 @@ from sqlalchemy import ColumnElement, Connection, func, select, update
 from dlq.drain import Drain
 from dlq.entry import Group
 from dlq.errors import ConfigError
+from dlq.grouping.regrouping import Regrouping
 from dlq.ledger import Ledger, custody
 from dlq.ledger.jobs import record_decision
 from dlq.ledger.schema import decision, entry, event, grp, segment
 from dlq.ledger.schema import drain as drains
-from dlq.regrouping import Regrouping
 
 _MERGE, _SPLIT, _KEEP = "merge", "split", "keep"
 _SUBJECT = "group "

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from dlq.classify import Classifier
 from dlq.config import QueueConfig
 from dlq.drain import connect, dry
 from dlq.entry import Group, Record, Understood
 from dlq.errors import ConfigError
+from dlq.grouping.classify import Classifier
 from dlq.ledger import Ledger, LedgerError
 from dlq.ports import Connections, Source
 

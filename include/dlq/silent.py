@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, and_, select, update
 
-from dlq.classify import Classifier
 from dlq.config import SqsSource
 from dlq.drain import Drain
 from dlq.entry import Group, Understood
 from dlq.envelopes.sqs import REDRIVE
+from dlq.grouping.classify import Classifier
 from dlq.ledger import custody
 from dlq.ledger.schema import entry, grp
 from dlq.orchestrator import FailedWorkflow, OrchestratorError

@@ -14,9 +14,10 @@ from confluent_kafka.admin import AdminClient
 from dlq.config import KafkaTarget
 from dlq.entry import Headers, Record
 from dlq.errors import ConfigError, Fenced, Refused, TargetError
+from dlq.memory import MemoryTopics
 from dlq.ports import Connection, Output, Target, Unproducible
 from dlq.targets.kafka import KafkaReplay
-from dlq.targets.memory import MemoryReplay, MemoryTopics
+from dlq.targets.memory import MemoryReplay
 from dlq_demo.broker import Broker, create_topic
 
 ABOUT = '{"ledger": "l", "plan": "p"}'

@@ -20,9 +20,8 @@ from dlq.config import load_queue
 from dlq.drain import Drain
 from dlq.entry import Record
 from dlq.ledger import Ledger
+from dlq.memory import MemoryLog, MemoryTopics, dead_letter
 from dlq.opening import open_drain
-from dlq.sources.memory import MemoryLog
-from dlq.targets.memory import MemoryTopics, dead_letter
 
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"

@@ -18,9 +18,9 @@ from dlq import repair
 from dlq.config import load_queue
 from dlq.ledger import lease
 from dlq.ledger.schema import decision, entry, queue
+from dlq.memory import MemoryTopics
 from dlq.patch import Patch
 from dlq.selection import Selection
-from dlq.targets.memory import MemoryTopics
 
 APPLY, LEAVE = "Apply these decisions", "Leave everything open"
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
-from dlq.classify import Classifier
 from dlq.config import Owners
 from dlq.entry import Record
-from dlq.regrouping import NONE, Regrouping
-from dlq.taxonomy import load_taxonomy
+from dlq.grouping.classify import Classifier
+from dlq.grouping.regrouping import NONE, Regrouping
+from dlq.grouping.taxonomy import load_taxonomy
 
 SHIPPED = load_taxonomy(UPath(Path(__file__).parents[2] / "include" / "config" / "taxonomy.yaml"))
 OWNERS = Owners(default="on-call", permanent="platform")

@@ -17,11 +17,13 @@ import click
 import pytest
 import yaml
 
-from dlq import errors, terminal
+from dlq import errors
 from dlq.archive import Stored
-from dlq.cli import BROKEN, OK, REFUSED, WRONG, commands, exit_code, main
+from dlq.cli import terminal
+from dlq.cli.exits import BROKEN, OK, REFUSED, WRONG, exit_code
+from dlq.cli.main import commands, main
 from dlq.export import exported
-from dlq.fingerprint import VERSION
+from dlq.grouping.fingerprint import VERSION
 from dlq.sample import escaped
 
 SHIPPED = Path(__file__).resolve().parents[2] / "include" / "config"
@@ -39,8 +41,8 @@ Run = Callable[..., Said]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command in this process, whose log and signals stay as they are."""
-    monkeypatch.setattr("dlq.terminal.log_to_terminal", lambda: None)
-    monkeypatch.setattr("dlq.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("dlq.cli.terminal.log_to_terminal", lambda: None)
+    monkeypatch.setattr("dlq.cli.main.signal.signal", lambda *_: None)
 
     def run(*arguments: str) -> Said:
         with pytest.raises(SystemExit) as end:

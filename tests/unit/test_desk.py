@@ -17,8 +17,8 @@ from dlq.entry import payload_sha
 from dlq.errors import ArchiveError, ConfigError, Fenced, QueueBusy, Refused, SourceError
 from dlq.explain import history
 from dlq.export import imported
-from dlq.ledger.doubts import resolve
 from dlq.ports import Connection
+from dlq.recovery.doubts import resolve
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.review import apply_review, file_work, proposals
 from dlq.sample import _shares

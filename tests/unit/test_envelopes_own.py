@@ -13,12 +13,12 @@ import yaml
 from tests.letters import be32, kafka, sqs
 from upath import UPath
 
-from dlq.classify import Classifier
 from dlq.config import load_queue
 from dlq.entry import Understood
 from dlq.envelopes import Envelopes, Letter, decode
 from dlq.envelopes.untrusted import label
 from dlq.errors import ConfigError
+from dlq.grouping.classify import Classifier
 
 FORMATS = '''
 """What a team writes beside its queue files."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlq.fingerprint import VERSION, fingerprint, normalise, signature
+from dlq.grouping.fingerprint import VERSION, fingerprint, normalise, signature
 
 GOLDEN = [
     json.loads(line)
@@ -181,7 +181,9 @@ def test_hostile_messages_take_linear_time(junk: str, monkeypatch: pytest.Monkey
     began = time.process_time()
     assert len(signature(message[:200], [message[:200]], message, message[:200])) < 1100
     capped = time.process_time() - began
-    monkeypatch.setattr("dlq.fingerprint._READ", len(message))  # even without the cap it must not blow up
+    monkeypatch.setattr(
+        "dlq.grouping.fingerprint._READ", len(message)
+    )  # even without the cap it must not blow up
     began = time.process_time()
     normalise(message)
     whole = time.process_time() - began

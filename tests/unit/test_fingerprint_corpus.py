@@ -8,7 +8,7 @@ import pytest
 from benchmarks.fingerprints import FAULTS, GOAL, corpus, digits, score
 from benchmarks.values import Fault
 
-from dlq.fingerprint import normalise
+from dlq.grouping.fingerprint import normalise
 
 LINES = [line for line in FAULTS.read_text().splitlines() if line and not line.startswith("#")]
 

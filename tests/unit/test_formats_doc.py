@@ -11,14 +11,14 @@ import pytest
 from tests.letters import kafka
 from upath import UPath
 
-from dlq.classify import Classifier
 from dlq.config import Owners
 from dlq.entry import Understood
 from dlq.envelopes import Envelopes, decode
 from dlq.envelopes.registry import SHIPPED
 from dlq.explain import explained
 from dlq.export import imported
-from dlq.taxonomy import load_taxonomy
+from dlq.grouping.classify import Classifier
+from dlq.grouping.taxonomy import load_taxonomy
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "formats.md").read_text()

@@ -16,10 +16,10 @@ from dlq.archive import Archive
 from dlq.drain import drain_id
 from dlq.errors import QueueBusy, Refused
 from dlq.ledger import Ledger, lease
-from dlq.ledger.adopt import adopt_source
-from dlq.ledger.doubts import resolve
-from dlq.ledger.rebuild import Rebuilt, rebuild
 from dlq.ports import Connection
+from dlq.recovery.adopt import adopt_source
+from dlq.recovery.doubts import resolve
+from dlq.recovery.rebuild import Rebuilt, rebuild
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.selection import Selection
 from dlq.sources.memory import MemoryDlq

@@ -27,8 +27,8 @@ from dlq.intake import take_custody
 from dlq.jobs import JobRun
 from dlq.ledger.jobs import record_decision
 from dlq.ledger.schema import entry
+from dlq.memory import dead_letter
 from dlq.replay import drain_remaining, replay_batches, replay_canary, replay_now
-from dlq.targets.memory import dead_letter
 from dlq.triage import assign, categorize
 
 FOREVER = 1e12

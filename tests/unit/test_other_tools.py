@@ -22,11 +22,11 @@ from dlq.explain import history
 from dlq.jobs import JobRun
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import PlanStale
+from dlq.memory import dead_letter
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_batches, replay_canary, run_job
+from dlq.report.tally import build_report
 from dlq.status import status
-from dlq.tally import build_report
-from dlq.targets.memory import dead_letter
 from dlq.triage import categorize
 
 Make = Callable[..., MemoryRig]

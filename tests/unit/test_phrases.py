@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlq.phrases import Phrases
+from dlq.grouping.phrases import Phrases
 
 _SHORT = st.text(alphabet="ab .(", min_size=1, max_size=4)
 

@@ -9,7 +9,7 @@ import yaml
 from tests.memory_rig import MemoryRig, failure
 
 from dlq import regroup
-from dlq.cli import commands
+from dlq.cli.main import commands
 from dlq.drain import Drain
 from dlq.entry import Headers
 from dlq.errors import ConfigError

@@ -27,7 +27,7 @@ from dlq.explain import encoding, history
 from dlq.ledger.schema import entry
 from dlq.patch import Patch
 from dlq.ports import Connection
-from dlq.report import build_report, render
+from dlq.report.write import build_report, render
 from dlq.review import apply_review, file_work, proposals
 from dlq.selection import Selection
 

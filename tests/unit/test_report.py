@@ -20,7 +20,7 @@ from dlq.drain import Drain
 from dlq.errors import DlqError
 from dlq.ledger import Ledger, insert_rows, lease, schema
 from dlq.ports import Connection as SystemConnection
-from dlq.report import build_report, duration, render, summarise, write_report
+from dlq.report.write import build_report, duration, render, summarise, write_report
 
 BEGAN = datetime(2026, 11, 24, 3, 2, 11, tzinfo=UTC)
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&{{ 7*7 }} password=hunter2"

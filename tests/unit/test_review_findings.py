@@ -14,9 +14,9 @@ from dlq import plan as planning
 from dlq.conservation import verify_conservation
 from dlq.drain import Drain
 from dlq.ledger import jobs as ledger
+from dlq.memory import dead_letter
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_canary
-from dlq.targets.memory import dead_letter
 from dlq.triage import categorize
 
 Make = Callable[..., MemoryRig]
@@ -258,8 +258,9 @@ def test_a_raise_whose_drain_died_is_taken_back_by_the_next(
                 raise Killed
 
     queue.put(3, "QuotaExceeded")
-    drain, orchestrator = drained(queue), Dying()
+    orchestrator = Dying()
     monkeypatch.setattr(Drain, "orchestrator", orchestrator)
+    drain = drained(queue)
     digest = fixes.propose_fix(drain)["hash"]
     with pytest.raises(Killed):
         fixes.apply_fix(drain, digest, None)

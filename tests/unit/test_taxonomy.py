@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
-from dlq.conditions import http_status, named, plain
 from dlq.entry import Understood
 from dlq.errors import ConfigError
-from dlq.taxonomy import UNMATCHED, Taxonomy, load_taxonomy
+from dlq.grouping.conditions import http_status, named, plain
+from dlq.grouping.taxonomy import UNMATCHED, Taxonomy, load_taxonomy
 
 SHIPPED = load_taxonomy(UPath(Path(__file__).parents[2] / "include" / "config" / "taxonomy.yaml"))
 

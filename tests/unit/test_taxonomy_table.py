@@ -9,7 +9,7 @@ import pytest
 from upath import UPath
 
 from dlq.entry import Understood
-from dlq.taxonomy import load_taxonomy
+from dlq.grouping.taxonomy import load_taxonomy
 
 SHIPPED = load_taxonomy(UPath(Path(__file__).parents[2] / "include" / "config" / "taxonomy.yaml"))
 

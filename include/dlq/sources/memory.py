@@ -8,159 +8,16 @@ tried on it.
 from __future__ import annotations
 
 import json
-import threading
-import time
-import uuid
-from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
-from dlq.entry import Headers, Record
+from dlq.entry import Record
 from dlq.errors import Refused, SourceError
+from dlq.memory import MemoryLog, MemoryTopics, offset_of
 from dlq.ports import Batch, Depth, Echo, Range
 
 Start = Literal["earliest", "latest"] | datetime
-
-
-def _pos(record: Record) -> int:
-    return record.pos or 0
-
-
-class _Partition:
-    __slots__ = ("end", "open", "records", "start")
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []  # committed, by offset
-        self.start = 0
-        self.end = 0
-        self.open: dict[int, list[Record]] = {}  # by transaction
-
-    @property
-    def stable(self) -> int:
-        """The last stable offset: before the first record of an open transaction."""
-        return min((_pos(records[0]) for records in self.open.values()), default=self.end)
-
-    def since(self, offset: int, before: int) -> list[Record]:
-        low = bisect_left(self.records, offset, key=_pos)
-        return self.records[low : bisect_left(self.records, before, key=_pos)]
-
-
-class MemoryLog:
-    """A topic. Several clients share it by name, as they would share a broker's."""
-
-    _shared: ClassVar[dict[str, MemoryLog]] = {}
-
-    def __init__(self, name: str, partitions: int = 1) -> None:
-        self.name = name
-        self.lock = threading.RLock()
-        self.commits: dict[int, tuple[int, str]] = {}
-        """What the drain's group committed: offset and metadata by partition."""
-        self.retention_ms: int | None = None
-        """How long after its timestamp a record is kept, by what :meth:`expire` would be called for."""
-        self._transactions = 0
-        self._make(partitions)
-
-    @classmethod
-    def shared(cls, name: str, partitions: int = 1) -> MemoryLog:
-        """The topic of that name, made with ``partitions`` at its first sight."""
-        return cls._shared.setdefault(name, cls(name, partitions))
-
-    def _make(self, partitions: int) -> None:
-        self.id = uuid.uuid4().hex
-        self._parts = [_Partition() for _ in range(partitions)]
-
-    def recreate(self, partitions: int | None = None) -> None:
-        """Delete the topic and make it again: another id, empty, no offsets of any group."""
-        with self.lock:
-            self._make(partitions or len(self._parts))
-            self.commits.clear()
-
-    def widen(self, partitions: int) -> None:
-        """Add partitions up to ``partitions``."""
-        with self.lock:
-            self._parts.extend(_Partition() for _ in range(partitions - len(self._parts)))
-
-    @property
-    def partitions(self) -> int:
-        return len(self._parts)
-
-    def append(
-        self,
-        part: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-        *,
-        timestamp_ms: int | None = None,
-        flaw: str | None = None,
-        transaction: int | None = None,
-    ) -> int:
-        """Write a record; returns its offset. Within a transaction nobody reads it before :meth:`commit`."""
-        with self.lock:
-            here = self._parts[part]
-            stamp = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
-            record = Record(part, str(here.end), here.end, key, value, headers, stamp, flaw)
-            if transaction is None:
-                here.records.append(record)
-            else:
-                here.open.setdefault(transaction, []).append(record)
-            here.end += 1
-            return _pos(record)
-
-    def begin(self) -> int:
-        """Begin a transaction; returns its number."""
-        with self.lock:
-            self._transactions += 1
-            return self._transactions
-
-    def commit(self, transaction: int) -> None:
-        """Let everybody read what the transaction wrote; its marker takes an offset in each partition it touched."""
-        self._end(transaction, keep=True)
-
-    def abort(self, transaction: int) -> None:
-        """Let nobody ever read it: its offsets, and its marker's, are a gap."""
-        self._end(transaction, keep=False)
-
-    def _end(self, transaction: int, *, keep: bool) -> None:
-        with self.lock:
-            for here in self._parts:
-                written = here.open.pop(transaction, None)
-                if written is None:
-                    continue
-                here.end += 1
-                for record in written if keep else ():
-                    insort(here.records, record, key=_pos)
-
-    def expire(self, part: int, before: int) -> None:
-        """Retention deletes what lies before an offset."""
-        with self.lock:
-            here = self._parts[part]
-            here.start = max(here.start, min(before, here.end))
-            del here.records[: bisect_left(here.records, here.start, key=_pos)]
-
-    def tell(self, positions: Mapping[int, int], metadata: str) -> None:
-        """Commit the group's offsets."""
-        with self.lock:
-            self.commits.update({part: (offset, metadata) for part, offset in positions.items()})
-
-    def marks(self, part: int) -> tuple[int, int]:
-        """The log's start and the last stable offset."""
-        with self.lock:
-            return self._parts[part].start, self._parts[part].stable
-
-    def read(self, part: int, offset: int, before: int) -> list[Record]:
-        """The committed records of ``offset`` ≤ n < ``before``.
-
-        :raises SourceError: when retention has taken ``offset``.
-        """
-        with self.lock:
-            here = self._parts[part]
-            if offset < here.start:
-                raise SourceError(
-                    f"{self.name}/{part}: offset {offset} is out of range, the log starts at {here.start}"
-                )
-            return here.since(offset, min(before, here.stable))
 
 
 class MemoryDlq:
@@ -241,7 +98,9 @@ class MemoryDlq:
         if self._start == "latest":
             return high
         since = int(self._start.timestamp() * 1000)
-        return next((_pos(r) for r in self.log.read(part, low, high) if (r.timestamp_ms or 0) >= since), high)
+        return next(
+            (offset_of(r) for r in self.log.read(part, low, high) if (r.timestamp_ms or 0) >= since), high
+        )
 
     def open_pass(
         self, positions: Mapping[int, int], parts: Sequence[int] | None = None, *, glance: bool = False
@@ -249,8 +108,6 @@ class MemoryDlq:
         return MemoryPass(self.log, positions, self._marks(parts), self._memory)
 
     def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
-        from dlq.targets.memory import MemoryTopics  # it has the topics, and is made of logs
-
         log = MemoryTopics.shared(self.log.name).topics.get(topic)
         if log is None:
             return {}
@@ -261,7 +118,7 @@ class MemoryDlq:
         """Batches of (part, place, pos) that the log holds in ``spans`` now."""
         for span in spans:
             start = max(span.from_pos, self.log.marks(span.part)[0])
-            yield [(r.part, r.place, _pos(r)) for r in self.log.read(span.part, start, span.to_pos)]
+            yield [(r.part, r.place, offset_of(r)) for r in self.log.read(span.part, start, span.to_pos)]
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -298,7 +155,7 @@ class MemoryPass:
             reached = self.cutoffs[part]
             for record in self._log.read(part, begun + vanished, reached):
                 if len(records) >= max_entries or size >= max_bytes:
-                    reached = _pos(record)
+                    reached = offset_of(record)
                     break
                 records.append(record)
                 size += len(record.key or b"") + len(record.value or b"") + 64

@@ -28,6 +28,7 @@ _TRANSACTION_MS = 15_000
 """An open transaction stalls every read_committed consumer of the target: the broker ends a dead one after this."""
 
 _GROUPS = 100  # looked at, at most
+_ASK_S = 10.0  # for a group's offsets, asked again and again
 _SLICE_S = 0.1
 _CALL_S = 5.0
 """A transactional call without a time-out of its own may never return once its broker was gone; it is made again."""
@@ -248,19 +249,28 @@ class KafkaReplay:
     def progress(self, topic: str) -> dict[int, int] | None:
         if self._config.group is None:
             return None
-        asked = ConsumerGroupTopicPartitions(
-            self._config.group, [TopicPartition(topic, part) for part in range(self._topic(topic).partitions)]
-        )
         try:
-            found = self._admin.list_consumer_group_offsets([asked], request_timeout=kafka.TIMEOUT_S)[
-                self._config.group
-            ].result(kafka.TIMEOUT_S)
-        except (KafkaException, TimeoutError) as error:
-            raise TargetError(
-                f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; grant DESCRIBE on it"
-            ) from error
-        positions = {p.partition: p.offset for p in found.topic_partitions if p.offset >= 0}
+            found = self._offsets(topic, self._config.group)
+        except (KafkaException, TimeoutError):
+            # A client that lived through its broker's restart may never answer again.
+            self._admin = kafka.admin(self._connection)
+            try:
+                found = self._offsets(topic, self._config.group)
+            except (KafkaException, TimeoutError) as error:
+                raise TargetError(
+                    f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; is the broker "
+                    "up, and is DESCRIBE on the group granted?"
+                ) from error
+        positions = {p.partition: p.offset for p in found if p.offset >= 0}
         return positions or None
+
+    def _offsets(self, topic: str, group: str) -> list[TopicPartition]:
+        parts = [TopicPartition(topic, part) for part in range(self._topic(topic).partitions)]
+        asked = self._admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, parts)], request_timeout=_ASK_S
+        )
+        found: list[TopicPartition] = asked[group].result(_ASK_S).topic_partitions
+        return found
 
     def close(self) -> None:
         self._topics.clear()

@@ -6,131 +6,15 @@ consuming group has positions and may dead-letter what it can't process. It ends
 
 from __future__ import annotations
 
-import threading
 import time
-import zlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
-from dlq.entry import Headers, Record
-from dlq.errors import Fenced, NotFound, Refused, TargetError
+from dlq.entry import Record
+from dlq.errors import Fenced, Refused, TargetError
+from dlq.memory import MemoryLog, MemoryTopics, placed
 from dlq.ports import Delivered, Output, Sender, Unproducible
-from dlq.sources.memory import MemoryLog
-
-
-class MemoryTopics:
-    """What a broker keeps of its topics' writers and readers. Several clients share it by name."""
-
-    _shared: ClassVar[dict[str, MemoryTopics]] = {}
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.topics: dict[str, MemoryLog] = {}
-        self.compacted: set[str] = set()
-        self.cursors: dict[str, tuple[int, str]] = {}
-        """Each job's committed cursor and its metadata."""
-        self.positions: dict[str, dict[int, int]] = {}
-        """The consuming group's position by topic and partition; a topic nobody consumes has none."""
-        self.unproducible: Callable[[Output], str | None] = lambda _output: None
-        """Why an output can never be sent, None where it can."""
-        self.live: Callable[[], object] = lambda: None
-        """Runs whenever somebody asks for the group's positions: a consumer that keeps up."""
-        self._writers: dict[str, MemoryWriter] = {}
-
-    @classmethod
-    def shared(cls, name: str) -> MemoryTopics:
-        return cls._shared.setdefault(name, cls())
-
-    def create(self, name: str, partitions: int = 1) -> MemoryLog:
-        """Make a topic; one that is there is left as it is."""
-        with self.lock:
-            return self.topics.setdefault(name, MemoryLog(name, partitions))
-
-    def topic(self, name: str) -> MemoryLog:
-        """
-        :raises NotFound: when it doesn't exist.
-        """
-        found = self.topics.get(name)
-        if found is None:
-            raise NotFound(f"target.allow: topic {name!r} does not exist; create it or name the right one")
-        return found
-
-    def take_over(self, job: str, writer: MemoryWriter) -> None:
-        """Make ``writer`` the job's: an older one is fenced, what it had not committed is aborted."""
-        with self.lock:
-            before = self._writers.get(job)
-            self._writers[job] = writer
-            if before is not None:
-                before.abandon()
-
-    def time_out(self) -> None:
-        """Abort what ended writers left open, as a broker does after ``transaction.timeout.ms``."""
-        with self.lock:
-            for writer in self._writers.values():
-                if writer.spent:
-                    writer.abandon()
-
-    def writes(self, job: str, writer: MemoryWriter) -> bool:
-        return self._writers.get(job) is writer
-
-    def records(self, name: str) -> list[Record]:
-        """What a read_committed consumer would read of a topic, by partition."""
-        log = self.topic(name)
-        return [r for part in range(log.partitions) for r in log.read(part, *log.marks(part))]
-
-    def consume(
-        self,
-        name: str,
-        dlq: MemoryLog | None = None,
-        fails: Callable[[Record], bool] = lambda _record: False,
-        *,
-        most: int | None = None,
-        failure: Callable[[Record, str], Headers] | None = None,
-    ) -> int:
-        """Be the consuming group: read on from its positions, dead-letter into ``dlq`` what ``fails``, then commit.
-
-        :param most: how many records to read at most.
-        :param failure: the headers a dead letter gets, from the record and its topic (default: the orchestrator's).
-        :return: how many were read.
-        """
-        log = self.topic(name)
-        read = 0
-        with self.lock:
-            positions = self.positions.setdefault(name, {})
-            for part in range(log.partitions):
-                low, high = log.marks(part)
-                position = max(positions.get(part, low), low)
-                for record in log.read(part, position, high):
-                    if most is not None and read >= most:
-                        high = record.pos or 0
-                        break
-                    read += 1
-                    if fails(record):
-                        assert dlq is not None, "a consumer that fails needs a queue to dead-letter into"
-                        headers = (failure or dead_letter)(record, name)
-                        dlq.append(
-                            _placed(record.key, None, dlq.partitions, 0), record.key, record.value, headers
-                        )
-                positions[part] = high
-        return read
-
-
-def dead_letter(
-    record: Record, topic: str, *, error_type: str = "TransientNetwork", group: str = "workers"
-) -> Headers:
-    """A failed record's headers as the reference orchestrator dead-letters it: its own, then the failure's."""
-    own = tuple(h for h in record.headers if not h[0].startswith("wf-"))
-    said = {
-        "wf-error-type": error_type,
-        "wf-error-message": "HTTP 503 from upstream",
-        "wf-component": "payments.charge",
-        "wf-origin-topic": topic,
-        "wf-origin-partition": str(record.part),
-        "wf-origin-offset": record.place,
-        "wf-consumer-group": group,
-    }
-    return (*own, *((name, value.encode()) for name, value in said.items()))
 
 
 class MemoryReplay:
@@ -265,7 +149,7 @@ class MemoryWriter:
             transaction = self._transaction = self._log.begin()
             self._outputs, self._placed = outputs, []
             for output in outputs:
-                part = _placed(output.key, output.origin_part, self._log.partitions, output.ordinal)
+                part = placed(output.key, output.origin_part, self._log.partitions, output.ordinal)
                 pos = self._log.append(
                     part,
                     output.key,
@@ -302,12 +186,6 @@ class MemoryWriter:
             raise Fenced(f"{self._job}: another writer of this job took over; this one stops")
         if self.spent:
             raise TargetError(f"{self._job}: this writer ended; open another and read the cursor")
-
-
-def _placed(key: bytes | None, origin_part: int | None, partitions: int, number: int) -> int:
-    if key is not None:
-        return zlib.crc32(key) % partitions
-    return origin_part if origin_part is not None and origin_part < partitions else number % partitions
 
 
 def _last(record: Record, name: str) -> bytes | None:

@@ -102,7 +102,7 @@ class WriteReport(DlqOperator):
         """A report needs no lease."""
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
-        from dlq.report import write_report
+        from dlq.report.write import write_report
 
         report = write_report(drain)
         self.log.info("%s", report["summary"])

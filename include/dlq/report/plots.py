@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dlq.account import Group, Point
+from dlq.report.account import Group, Point
 
 # Okabe and Ito's palette: told apart with colour-blind eyes, and on white as on black.
 COLOURS = {

@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from upath import UPath
 
-from dlq import plots
-from dlq.account import ReportData
-from dlq.tally import build_report
+from dlq.report import plots
+from dlq.report.account import ReportData
+from dlq.report.tally import build_report
 
 if TYPE_CHECKING:
     from dlq.drain import Drain

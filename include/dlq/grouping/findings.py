@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from dlq.conditions import When, folded, name_test, plain
+from dlq.grouping.conditions import When, folded, name_test, plain
 
 
 class Ruled(Protocol):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 from sqlalchemy.engine import make_url
 
-from dlq import terminal
-from dlq.cli_options import as_json, queue_argument, selection_options, who_option
+from dlq.cli import terminal
+from dlq.cli.options import as_json, queue_argument, selection_options, who_option
 from dlq.config import QueueConfig, load_queue, queue_names
 from dlq.connections import from_environment
 from dlq.errors import ConfigError
 from dlq.hold import hold, new_run
 from dlq.ledger import Ledger
-from dlq.ledger.doubts import Fate
+from dlq.recovery.doubts import Fate
 from dlq.selection import Selection
 
 
@@ -65,7 +65,7 @@ def rebuild(queue: QueueConfig, who: str, as_json: bool) -> None:
     ledger believes open: it may have been sent since. Nothing is sent before a person decides, in review or
     with `dlq ledger resolve`. Then the ledger becomes the queue's own. Interrupted, run it again.
     """
-    from dlq.ledger.rebuild import rebuild as build
+    from dlq.recovery.rebuild import rebuild as build
 
     with terminal.progress("segments") as progress:
         done = build(
@@ -104,7 +104,7 @@ def adopt_source(queue: QueueConfig, who: str, as_json: bool) -> None:
     waits for `dlq plan --approve`, like any first intake. Entries in custody stay as they are. Refused where
     nothing changed.
     """
-    from dlq.ledger.adopt import adopt_source as adopt
+    from dlq.recovery.adopt import adopt_source as adopt
 
     done = adopt(queue, who=who, run_id=new_run("adopt-source"), connections=from_environment)
     if as_json:
@@ -140,7 +140,7 @@ def resolve(queue: QueueConfig, fate: Fate, why: str, who: str, chosen: Selectio
 
     Of the entries you choose only those in doubt are touched. ENTRY is <partition>/<offset>.
     """
-    from dlq.ledger.doubts import resolve as settle
+    from dlq.recovery.doubts import resolve as settle
 
     with hold(queue, "resolve", connections=from_environment) as held:
         n = settle(held.drain, chosen, fate, who=who, why=why)

@@ -6,8 +6,9 @@ from contextlib import closing
 
 import click
 
-from dlq import regroup, terminal
-from dlq.cli_options import as_json, queue_argument, who_option
+from dlq import regroup
+from dlq.cli import terminal
+from dlq.cli.options import as_json, queue_argument, who_option
 from dlq.config import QueueConfig
 from dlq.ledger import Ledger
 

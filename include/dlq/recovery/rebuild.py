@@ -18,12 +18,12 @@ from sqlalchemy import Connection, case, insert, literal, select, update
 
 from dlq import clock
 from dlq.archive import Archive, Rows, Segment
-from dlq.classify import Classifier
 from dlq.config import QueueConfig
 from dlq.destination import Destination
 from dlq.drain import Drain, drain_id
 from dlq.entry import FLAWS, Record, payload_sha
 from dlq.errors import ArchiveError
+from dlq.grouping.classify import Classifier
 from dlq.ledger import Ledger, custody, insert_rows, lease
 from dlq.ledger.behind import behind
 from dlq.ledger.jobs import record_decision

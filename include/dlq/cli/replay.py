@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from dlq import conservation, flows, intake, limits, replay, terminal, triage, verdict
+from dlq import conservation, flows, intake, limits, replay, triage, verdict
 from dlq import plan as planning
+from dlq.cli import terminal
 from dlq.drain import Drain
 from dlq.errors import Refused
 from dlq.hold import Hold

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
 
-from dlq.conditions import texts
 from dlq.config import Owners, QueueConfig
 from dlq.entry import Group, Record, Understood
 from dlq.envelopes import Envelopes
-from dlq.fingerprint import fingerprint, signature
+from dlq.grouping.conditions import texts
+from dlq.grouping.fingerprint import fingerprint, signature
+from dlq.grouping.regrouping import NONE, Regrouping
+from dlq.grouping.taxonomy import Decision, Taxonomy, load_taxonomy
 from dlq.memo import Memo
-from dlq.regrouping import NONE, Regrouping
-from dlq.taxonomy import Decision, Taxonomy, load_taxonomy
 
 _Looked = tuple[int, tuple[tuple[str, str], ...]]
 """What else rules look at: the retry count, as far as one asks for it, and the headers that one names."""

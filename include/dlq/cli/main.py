@@ -12,31 +12,22 @@ from typing import NoReturn
 
 import click
 
-from dlq import cli_act, cli_group, cli_ledger, cli_look, cli_repair, terminal
-from dlq.errors import ArchiveError, ConfigError, DlqError, GateFailed
-
-OK, BROKEN, WRONG, REFUSED = 0, 1, 2, 3
-
-EXIT_CODES = """\b
-Exit status:
-  0  done
-  1  a law of conservation is broken, a gate failed, or the archive's bytes are not those taken
-  2  wrong use, or wrong configuration: the message names the file, field or variable
-  3  refused, busy, or something did not answer: nothing was guessed; the message says what to do
-"""
+from dlq.cli import act, exits, group, ledger, look, repair, terminal
+from dlq.cli.exits import OK, WRONG, exit_code
+from dlq.errors import DlqError
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     help="Drain dead-letter queues from the command line.\n\n"
     "QUEUE is the name of a file in $DLQ_CONFIG/queues. Connections come from AIRFLOW_CONN_<ID>, as JSON or URI.",
-    epilog=EXIT_CODES,
+    epilog=exits.IN_WORDS,
 )
 def commands() -> None:
     pass
 
 
-for command in (*cli_look.COMMANDS, *cli_act.COMMANDS, cli_repair.repair, cli_group.group, cli_ledger.ledger):
+for command in (*look.COMMANDS, *act.COMMANDS, repair.repair, group.group, ledger.ledger):
     commands.add_command(command)
 
 
@@ -65,17 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(OK)
 
 
-def exit_code(error: DlqError) -> int:
-    """The exit status an error of the core has."""
-    if isinstance(error, ConfigError):
-        return WRONG
-    return BROKEN if isinstance(error, (GateFailed, ArchiveError)) else REFUSED
-
-
 def _terminated(_signal: int, _frame: object) -> NoReturn:
     terminal.complain("terminated: what was committed stands, the next run goes on from there")
     sys.exit(143)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,23 +12,6 @@ from sqlalchemy import Connection, FromClause, Label, RowMapping, and_, func, li
 from sqlalchemy.sql.elements import ColumnElement
 
 from dlq import clock, returns
-from dlq.account import (
-    LAYOUT,
-    Decided,
-    Group,
-    Hop,
-    Intake,
-    Job,
-    Note,
-    Numbers,
-    Open,
-    Point,
-    Poison,
-    Proof,
-    Repair,
-    ReportData,
-    Stage,
-)
 from dlq.config import KafkaTarget, QueueConfig
 from dlq.errors import DlqError
 from dlq.ledger import schema
@@ -50,6 +33,23 @@ from dlq.ledger.schema import (
     work,
 )
 from dlq.redact import redact
+from dlq.report.account import (
+    LAYOUT,
+    Decided,
+    Group,
+    Hop,
+    Intake,
+    Job,
+    Note,
+    Numbers,
+    Open,
+    Point,
+    Poison,
+    Proof,
+    Repair,
+    ReportData,
+    Stage,
+)
 
 if TYPE_CHECKING:
     from dlq.drain import Drain

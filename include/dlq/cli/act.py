@@ -9,8 +9,8 @@ from typing import IO, Any, Literal
 import click
 from sqlalchemy import select
 
-from dlq import terminal
-from dlq.cli_options import (
+from dlq.cli import terminal
+from dlq.cli.options import (
     as_json,
     deadline_option,
     group_option,
@@ -173,8 +173,8 @@ def replay(
 
     Exit status 0: green. 1: red, with the reasons.
     """
-    from dlq.cli_replay import drain_at_terminal
-    from dlq.report import write_report
+    from dlq.cli.replay import drain_at_terminal
+    from dlq.report.write import write_report
 
     with hold(queue, "replay", kind="drain", connections=from_environment) as held:
         budget = deadline or queue.limits.budget

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from dlq.entry import Headers, Understood
+from dlq.grouping.phrases import Phrases
 from dlq.memo import Memo
-from dlq.phrases import Phrases
 
 _REASON = (
     r"Bad Request|Unauthorized|Payment Required|Forbidden|Not Found|Method Not Allowed|Request Time-?out|Conflict|Gone"

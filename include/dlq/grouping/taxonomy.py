@@ -1,7 +1,8 @@
 """Ordered rules that say, from what a dead letter tells, what kind of failure it is and what helps.
 
-The first rule whose every condition holds decides (:mod:`dlq.conditions`). A file that can't be used is refused with
-file, rule, field and fix; rules that can never decide are findings, since an incident shouldn't wait for tidiness.
+The first rule whose every condition holds decides (:mod:`dlq.grouping.conditions`). A file that can't be used is
+refused with file, rule, field and fix; rules that can never decide are findings, since an incident shouldn't wait for
+tidiness.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from upath import UPath
 
-from dlq.conditions import Case, Test, When, matched, name_test, named, tests
 from dlq.config import config_root
 from dlq.entry import Understood
 from dlq.errors import ConfigError
-from dlq.findings import findings
+from dlq.grouping.conditions import Case, Test, When, matched, name_test, named, tests
+from dlq.grouping.findings import findings
+from dlq.grouping.phrases import Phrases
 from dlq.memo import Memo
-from dlq.phrases import Phrases
 
 Category = Literal["transient", "permanent", "manual", "unknown"]
 Remedy = Literal["retry", "hold", "raise_quota", "patch_plugin", "repair", "edit", "discard", "manual"]
@@ -118,7 +119,7 @@ class Taxonomy:
     def decide(self, understood: Understood, headers: Mapping[str, str] = _NO_HEADERS) -> Decision:
         """The first rule that holds, else ``unknown`` and ``manual``.
 
-        :param headers: those that rules look at, as :func:`dlq.conditions.texts` gives them.
+        :param headers: those that rules look at, as :func:`dlq.grouping.conditions.texts` gives them.
         """
         case = self._case(understood, headers)
         for conditions, decision in self._tests:

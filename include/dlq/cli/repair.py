@@ -7,8 +7,8 @@ from typing import IO, Any
 
 import click
 
-from dlq import terminal
-from dlq.cli_options import as_json, deadline_option, group_option, queue_argument, who_option
+from dlq.cli import terminal
+from dlq.cli.options import as_json, deadline_option, group_option, queue_argument, who_option
 from dlq.config import QueueConfig
 from dlq.connections import from_environment
 from dlq.drain import Drain
@@ -142,7 +142,7 @@ def _draft(
 def _send(queue: QueueConfig, digest: str, deadline_s: float, who: str, as_json: bool) -> int:
     from dlq import review
     from dlq.conservation import verify_conservation
-    from dlq.report import write_report
+    from dlq.report.write import write_report
     from dlq.verdict import close_drain
 
     with hold(queue, "repair", kind="review", connections=from_environment) as held:

@@ -6,17 +6,18 @@ from typing import IO, Any
 
 import click
 
-from dlq import clock, expiry, terminal
-from dlq.classify import Classifier
-from dlq.cli_options import as_json, queue_argument
+from dlq import clock, expiry
+from dlq.cli import terminal
+from dlq.cli.options import as_json, queue_argument
 from dlq.config import Owners, QueueConfig, load_queue, queue_names
 from dlq.connections import from_environment
 from dlq.errors import ConfigError, DlqError
 from dlq.explain import BadLine, encoding, explained, history
 from dlq.export import exported
+from dlq.grouping.classify import Classifier
+from dlq.grouping.taxonomy import load_taxonomy
 from dlq.ledger import Ledger
 from dlq.redact import redact
-from dlq.taxonomy import load_taxonomy
 
 
 @click.command()
@@ -28,7 +29,7 @@ def status(queue: str | None, as_json: bool) -> int:
     Depth, outstanding, ratio; what is unsettled, why and whose; who holds it, and what they left unfinished.
     Reads only, and needs no lease.
     """
-    from dlq.cli import exit_code
+    from dlq.cli.exits import exit_code
     from dlq.status import status as stand
 
     names = [queue] if queue else queue_names()
@@ -234,7 +235,7 @@ def explain(
 
 
 def _explain_file(file: IO[bytes], queue: str | None) -> int:
-    from dlq.cli import OK, WRONG
+    from dlq.cli.exits import OK, WRONG
 
     classifier = Classifier.load(load_queue(queue)) if queue else Classifier(load_taxonomy(), Owners())
     for finding in classifier.taxonomy.findings:

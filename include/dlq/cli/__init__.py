@@ -1,0 +1,1 @@
+"""``dlq`` on the command line: one module a family of commands."""

@@ -1,0 +1,1 @@
+"""What failed, alike or not: the taxonomy, fingerprints, and the group an entry belongs to."""

@@ -1,0 +1,1 @@
+"""The report of a drain: its account, drawn and written."""
