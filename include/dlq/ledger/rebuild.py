@@ -103,7 +103,7 @@ def rebuild(
             run_id=run_id,
             kind="cli",
             seconds=_LEASE_S,
-            config=config.model_dump_json(),
+            config=config.frozen(),
             floor=floor,
         )
         verdict = "failed"
