@@ -178,11 +178,21 @@ class Archive:
         try:
             data = (self.root / uri).read_bytes()
             table = _table(data, ["place"])
-        except (OSError, pa.ArrowException) as error:
+            about = _about(table)
+            if not {"source", "epoch", "ranges"} <= about.keys():
+                raise ValueError("it is no segment of an intake")
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ArchiveError(
                 f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
             ) from error
-        return _about(table), hashlib.sha256(data).hexdigest(), table.num_rows
+        return about, hashlib.sha256(data).hexdigest(), table.num_rows
+
+    def there(self) -> bool:
+        """Whether the archive was ever used, as far as can be seen now: one that isn't mounted was not."""
+        try:
+            return bool((self.root / "epochs").exists())
+        except OSError:
+            return False
 
     def segments(self) -> Iterator[str]:
         """The uri of every segment file, in order of name."""
@@ -193,7 +203,11 @@ class Archive:
     def newest_epoch(self) -> tuple[int, str] | None:
         """The highest epoch written here and the ledger that wrote it."""
         folder = self.root / "epochs"
-        names = sorted((int(p.stem), p) for p in folder.glob("*.json")) if folder.exists() else []
+        names = (
+            sorted((int(p.stem), p) for p in folder.glob("*.json") if p.stem.isdigit())
+            if self.there()
+            else []
+        )
         if not names:
             return None
         epoch, path = names[-1]

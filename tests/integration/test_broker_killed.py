@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.integration.rig import TRANSIENT, Rig, rigs
+from tests.integration.rig import TRANSIENT, Rig, rigs, wait_until
 
 from dlq.conservation import prove
+from dlq.errors import ConfigError
 from dlq_demo.broker import Broker
 
 AWAY_S = 1.0
@@ -83,3 +84,28 @@ def test_a_replay_goes_on_when_its_broker_is_back(
     assert rig.states() == {"confirmed": 400 * len(points)}
     assert set(consumer.effects.values()) == {1}
     assert prove(rig.attach(f"r{len(points) - 1}")).broken == []
+
+
+def test_the_groups_progress_is_known_again_when_its_broker_is_back(
+    own: Broker, make_rig: Callable[..., Rig]
+) -> None:
+    rig = make_rig(parts=1)
+    rig.begin()
+    rig.produce(rig.origin, [(b"k", b"v", [])])
+    consumer = rig.consumer()
+    target = rig.open("r1").target
+    wait_until(lambda: target.progress(rig.origin) == {0: 1}, "the group reads")
+    consumer.stop()
+    for _ in range(2):
+        own.kill()
+        own.start()
+        assert target.progress(rig.origin) == {0: 1}
+
+
+def test_a_broker_that_refuses_our_transactions_is_noticed_before_anything_is_taken(tmp_path: Path) -> None:
+    with Broker(tmp_path / "kafka", properties={"transaction.max.timeout.ms": "10000"}) as strict:
+        for rig in rigs(strict.bootstrap, tmp_path / "rig"):
+            with pytest.raises(
+                ConfigError, match=r"no transaction can be made.*transaction\.max\.timeout\.ms"
+            ):
+                rig().open("r1")

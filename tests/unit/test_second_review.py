@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tests.memory_rig import MemoryRig
+from tests.memory_rig import MemoryRig, failure
 
+from dlq import plan as planning
 from dlq import review, routing, verdict
+from dlq.archive import Archive
 from dlq.config import QueueConfig
 from dlq.conservation import verify_conservation
 from dlq.drain import dry
-from dlq.errors import ConfigError, Refused
+from dlq.errors import ArchiveError, ConfigError, Refused
+from dlq.ledger import Ledger
+from dlq.ledger.rebuild import rebuild
 from dlq.limits import guard_data_loss
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_canary
+from dlq.returns import families
+from dlq.sending import running
 
 Make = Callable[..., MemoryRig]
 
@@ -147,3 +156,82 @@ def test_a_dry_review_changes_nothing(queue: MemoryRig) -> None:
     assert "work 1: would discard" in said["said"]
     assert queue.states() == {"open": 3}
     assert queue.one("SELECT COUNT(*) FROM decision") == 0
+
+
+# The archive
+
+
+def test_an_archive_that_is_away_is_no_broken_one(queue: MemoryRig) -> None:
+    queue.consumer()
+    drain = queue.taken(6)
+    (job,) = planning.make(drain, "s", planning.ready(drain), who="w", saw="s", canary=False)
+    root, away = Path(str(drain.archive.root)), queue.folder / "away"
+    with pytest.raises(ArchiveError), running(drain, job.id) as run:
+        root.rename(away)
+        run.send(6, time.monotonic() + 30)
+    assert queue.states() == {"planned": 6}
+    away.rename(root)
+    with running(drain, job.id) as run:
+        run.send(6, time.monotonic() + 30)
+    assert queue.states() == {"replayed": 6}
+
+
+def test_headers_that_changed_in_the_archive_are_not_sent(queue: MemoryRig) -> None:
+    queue.consumer()
+    drain = queue.taken(6)
+    (uri,) = [uri for (uri,) in queue.rows("SELECT uri FROM segment")]
+    table = drain.archive.read(uri)
+    headers = [
+        [{**h, "value": b"another" if h["name"] == "correlation-id" else h["value"]} for h in some]
+        for some in table["headers"].to_pylist()
+    ]
+    place = table.schema.get_field_index("headers")
+    spoiled = table.set_column(place, table.field(place), pa.array(headers, table.field(place).type))
+    (drain.archive.root / uri).write_bytes(
+        (drain.archive.root / drain.archive.write("other", spoiled, {}).uri).read_bytes()
+    )
+    replay_canary(drain, "replay_canary", 30)
+    assert queue.delivered() == []
+    assert queue.reasons() == {"archive_broken": 6}
+
+
+def test_an_archive_that_is_not_the_ledgers_is_noticed(queue: MemoryRig) -> None:
+    queue.release(queue.taken(3))
+    Path(str(Archive(queue.config.archive, queue.config.name).root)).rename(queue.folder / "unmounted")
+    epoch = queue.one("SELECT epoch FROM queue")
+    with pytest.raises(Refused, match=r"is empty, the ledger knows 1 segment.*not mounted"):
+        queue.open("r2")
+    assert queue.one("SELECT epoch FROM queue") == epoch
+
+
+def test_what_is_no_segment_of_ours_keeps_nobody_out(queue: MemoryRig) -> None:
+    drain = queue.taken(3)
+    archive = drain.archive
+    pq.write_table(pa.table({"place": ["a"]}), str(archive.root / "segments" / "stranger.parquet"))
+    (archive.root / "epochs" / "notes (copy).json").write_text("{}")
+    with pytest.raises(ArchiveError, match="no segment of an intake"):
+        archive.about("segments/stranger.parquet")
+    queue.release(drain)
+    queue.open("r2")
+    assert rebuild(queue.config, who="ann", run_id="b", connections=Connection).findings
+
+
+# Forged origins
+
+
+def test_forged_headers_make_no_ring_of_returns(queue: MemoryRig) -> None:
+    with dry(queue.config, run_id="x", connections=Connection) as look:
+        uri = look.source.uri
+    for claimed in (1, 0):
+        forged = failure(dlq_entry=f"{uri}/0/{claimed}".encode(), dlq_retry_count=b"9")
+        queue.put(1, part=0, key=b"k", value=b"same", headers=forged)
+    queue.release(queue.taken())
+    queue.ledger.close()
+    for path in queue.folder.glob("ledger.db*"):
+        path.unlink()
+    queue.ledger = Ledger.create(queue.config.ledger)
+    rebuild(queue.config, who="ann", run_id="b", connections=Connection)
+    assert queue.one("SELECT COUNT(*) FROM entry WHERE return_of IS NOT NULL") == 1
+    queue.write("UPDATE entry SET return_of = 3 - id")  # one that was made before ends as well
+    with queue.ledger.read() as tx:
+        assert len(families(tx, [1])[1]) == 2
