@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.memory_rig import MemoryRig, failure
+from tests.unit.test_review_findings import Quotas, apply, drained, with_fix
 
+from dlq import fixes, review, routing, verdict
 from dlq import plan as planning
-from dlq import review, routing, verdict
 from dlq.archive import Archive
 from dlq.config import QueueConfig
 from dlq.conservation import verify_conservation
+from dlq.decisions import record
 from dlq.drain import dry
 from dlq.errors import ArchiveError, ConfigError, Refused
 from dlq.ledger import Ledger
@@ -166,9 +168,10 @@ def test_an_archive_that_is_away_is_no_broken_one(queue: MemoryRig) -> None:
     drain = queue.taken(6)
     (job,) = planning.make(drain, "s", planning.ready(drain), who="w", saw="s", canary=False)
     root, away = Path(str(drain.archive.root)), queue.folder / "away"
-    with pytest.raises(ArchiveError), running(drain, job.id) as run:
+    with running(drain, job.id) as run:
         root.rename(away)
-        run.send(6, time.monotonic() + 30)
+        with pytest.raises(ArchiveError):
+            run.send(6, time.monotonic() + 30)
     assert queue.states() == {"planned": 6}
     away.rename(root)
     with running(drain, job.id) as run:
@@ -235,3 +238,54 @@ def test_forged_headers_make_no_ring_of_returns(queue: MemoryRig) -> None:
     queue.write("UPDATE entry SET return_of = 3 - id")  # one that was made before ends as well
     with queue.ledger.read() as tx:
         assert len(families(tx, [1])[1]) == 2
+
+
+# Fixes
+
+
+class Remembering(Quotas):
+    """It knows idempotency keys, as the reference orchestrator does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit_of: dict[str, float] = {}
+
+    def set_quota(self, plugin: str, limit: float, key: str) -> Any:
+        if key in self.limit_of:
+            return SimpleNamespace(limit=self.limit_of[key])
+        self.limit_of[key] = limit
+        return super().set_quota(plugin, limit, key)
+
+
+def test_a_drain_that_was_cleared_raises_and_takes_back_anew(queue: MemoryRig) -> None:
+    orchestrator = Remembering()
+    queue.put(3, "QuotaExceeded")
+    for _ in range(2):
+        drain = drained(queue)
+        drain.__dict__["orchestrator"] = orchestrator
+        apply(drain)
+        assert orchestrator.quotas()[0].limit == 25
+        fixes.take_back_untried(drain)
+        assert orchestrator.quotas()[0].limit == 10
+
+
+def test_what_a_person_set_since_is_not_taken_back(queue: MemoryRig) -> None:
+    drain, orchestrator = with_fix(queue, 3)
+    orchestrator.set_quota("payments", 50, "by hand")
+    (said,) = fixes.take_back_untried(drain)
+    assert "left at 50" in said
+    assert orchestrator.quotas()[0].limit == 50
+
+
+@pytest.mark.parametrize("choice", ["reject", None])
+def test_a_fix_that_nobody_approved_is_not_applied(queue: MemoryRig, choice: str | None) -> None:
+    queue.put(3, "QuotaExceeded")
+    drain, orchestrator = drained(queue), Quotas()
+    drain.__dict__["orchestrator"] = orchestrator
+    digest = fixes.propose_fix(drain)["hash"]
+    decision = choice and record(
+        drain, drain.queue, who="ann", kind="approve_fix", subject=digest, saw="", choice=choice
+    )
+    with pytest.raises(Refused, match="not approved"):
+        fixes.apply_fix(drain, digest, decision)
+    assert orchestrator.told == []
