@@ -66,7 +66,14 @@ def transport(connection: Connection) -> dict[str, Any]:
 
 
 def admin(connection: Connection) -> AdminClient:
-    return AdminClient(transport(connection), logger=QUIET)
+    """A client to look around with; the first one made, so it is where a wrong setting is noticed.
+
+    :raises ConfigError: naming the setting.
+    """
+    try:
+        return AdminClient(transport(connection), logger=QUIET)
+    except KafkaException as error:
+        raise ConfigError(f"Connection {connection.id}: extra: {reason(error)}; mend or remove it") from None
 
 
 def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:

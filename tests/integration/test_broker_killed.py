@@ -109,3 +109,22 @@ def test_a_broker_that_refuses_our_transactions_is_noticed_before_anything_is_ta
                 ConfigError, match=r"no transaction can be made.*transaction\.max\.timeout\.ms"
             ):
                 rig().open("r1")
+
+
+@pytest.mark.slow
+def test_a_writer_that_slept_past_its_transaction_and_was_not_replaced_goes_on(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(parts=1, tuning={"records": 50})
+    rig.begin()
+    rig.consumer()
+    rig.letters(300, kinds=TRANSIENT)
+    process = rig.worker(
+        "open:r1", "take", "categorize", "canary", "batches", "remaining", stop="uncommitted:5"
+    )
+    process.wait_stopped()
+    time.sleep(18)  # the broker has ended the transaction, and fenced whoever began it
+    process.wake()
+    assert process.wait(120) == 0, process.words()
+    assert rig.states() == {"confirmed": 300}
+    assert len(rig.check_effects()) == 300

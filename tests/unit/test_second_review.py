@@ -14,7 +14,7 @@ import pytest
 from tests.memory_rig import MemoryRig, failure
 from tests.unit.test_review_findings import Quotas, apply, drained, with_fix
 
-from dlq import fixes, review, routing, verdict
+from dlq import fixes, kafka, review, routing, verdict
 from dlq import plan as planning
 from dlq.archive import Archive
 from dlq.config import QueueConfig
@@ -22,7 +22,7 @@ from dlq.conservation import verify_conservation
 from dlq.decisions import record
 from dlq.drain import dry
 from dlq.errors import ArchiveError, ConfigError, Refused
-from dlq.ledger import Ledger
+from dlq.ledger import Ledger, LedgerError
 from dlq.ledger.rebuild import rebuild
 from dlq.limits import guard_data_loss
 from dlq.ports import Connection
@@ -50,6 +50,34 @@ def test_a_later_task_goes_by_the_files_ledger(queue: MemoryRig) -> None:
     queue.open("r1")
     queue.write("UPDATE drain SET config = replace(config, 'sqlite:', 'mysql:')")
     assert queue.attach("r1").config.ledger == queue.config.ledger
+
+
+# Configuration
+
+
+def test_a_file_that_is_no_ledger_or_a_damaged_one_is_said(queue: MemoryRig, tmp_path: Path) -> None:
+    (tmp_path / "other.db").write_text("this is no database" * 100)
+    for open_it in (Ledger.open, Ledger.create):
+        with pytest.raises(LedgerError, match="not a database; look whether the ledger names the right file"):
+            open_it(f"sqlite:///{tmp_path}/other.db")
+    drain = queue.taken(300)
+    drain.close()
+    for path in queue.folder.glob("ledger.db-*"):
+        path.unlink(missing_ok=True)
+    ledger = queue.folder / "ledger.db"
+    queue.ledger.close()
+    data = ledger.read_bytes()
+    ledger.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises(LedgerError):
+        queue.open("r2")
+
+
+def test_a_setting_that_the_kafka_client_does_not_know_is_named() -> None:
+    connection = Connection(
+        "kafka", "kafka", extra={"bootstrap.servers": "b:9092", "sasl.mechansim": "PLAIN"}
+    )
+    with pytest.raises(ConfigError, match=r'Connection kafka: extra: .*"sasl\.mechansim"'):
+        kafka.admin(connection)
 
 
 # Opening

@@ -116,6 +116,8 @@ class ApplyReview(DlqOperator):
         from dlq.review import apply_review
 
         decided = context["ti"].xcom_pull(task_ids="decide_review")
+        if decided is None:
+            raise AirflowFailException("decide_review was marked, nobody decided: start a new review")
         applied = apply_review(drain, decided["choices"], decided["who"], self.deadline_s(drain, context))
         if applied["refused"]:
             context["ti"].xcom_push(key="applied", value=applied)
