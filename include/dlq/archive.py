@@ -13,6 +13,7 @@ import os
 import uuid
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ class Archive:
 
     def _write(self, uri: str, data: Any) -> None:
         path = self.root / uri
+        part = f"{path}.part"
         try:
             if not self.is_local:
                 path.write_bytes(bytes(data))
@@ -126,7 +128,6 @@ class Archive:
             if str(folder) not in self._made:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._made.add(str(folder))
-            part = f"{path}.part"
             with Path(part).open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -134,6 +135,9 @@ class Archive:
             Path(part).rename(str(path))
             _sync_folder(str(folder))
         except OSError as error:
+            if self.is_local:
+                with suppress(OSError):  # on a full disk half a segment is room that others need
+                    Path(part).unlink()
             raise ArchiveError(
                 f"archive: {path} can't be written: {error}; nothing was taken with it"
             ) from error

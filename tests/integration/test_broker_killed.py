@@ -10,7 +10,6 @@ import pytest
 from tests.integration.rig import TRANSIENT, Rig, rigs, wait_until
 
 from dlq.conservation import prove
-from dlq.errors import ConfigError
 from dlq_demo.broker import Broker
 
 AWAY_S = 1.0
@@ -100,15 +99,6 @@ def test_the_groups_progress_is_known_again_when_its_broker_is_back(
         own.kill()
         own.start()
         assert target.progress(rig.origin) == {0: 1}
-
-
-def test_a_broker_that_refuses_our_transactions_is_noticed_before_anything_is_taken(tmp_path: Path) -> None:
-    with Broker(tmp_path / "kafka", properties={"transaction.max.timeout.ms": "10000"}) as strict:
-        for rig in rigs(strict.bootstrap, tmp_path / "rig"):
-            with pytest.raises(
-                ConfigError, match=r"no transaction can be made.*transaction\.max\.timeout\.ms"
-            ):
-                rig().open("r1")
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +247,20 @@ def test_what_is_no_segment_of_ours_keeps_nobody_out(queue: MemoryRig) -> None:
     queue.release(drain)
     queue.open("r2")
     assert rebuild(queue.config, who="ann", run_id="b", connections=Connection).findings
+
+
+def test_a_full_disk_keeps_no_half_segment(queue: MemoryRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    queue.put(3)
+    drain = queue.open("r1")
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        with pytest.raises(ArchiveError, match="No space left"):
+            queue.take(drain)
+    assert not list(Path(str(drain.archive.root)).rglob("*.part"))
+    assert queue.take(drain).taken == 3
 
 
 # Forged origins

@@ -18,6 +18,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AclOperation
 
 from dlq import kafka
 from dlq.config import KafkaTarget
@@ -93,6 +94,8 @@ class KafkaReplay:
     def preflight(self) -> list[str]:
         problems = []
         for name in self._config.allow:
+            if lacking := kafka.lacking(self._admin, name, AclOperation.READ, AclOperation.WRITE):
+                problems.append(f"topic {name!r}: grant {' and '.join(lacking)} on it")
             if self._topic(name).compacted and not self._config.allow_compacted:
                 problems.append(
                     f"topic {name!r} is compacted, a replayed old value would replace a newer one for good; "
