@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.ledger_rig import DRAIN, LedgerRig
 from tests.memory_rig import MemoryRig, failure
 from tests.unit.test_review_findings import Quotas, apply, drained, with_fix
 
-from dlq import fixes, kafka, review, routing, verdict
+from dlq import clock, fixes, kafka, review, routing, verdict
 from dlq import plan as planning
 from dlq.archive import Archive
 from dlq.config import QueueConfig
@@ -24,10 +25,10 @@ from dlq.conservation import verify_conservation
 from dlq.decisions import record
 from dlq.drain import dry
 from dlq.errors import ArchiveError, ConfigError, Refused
-from dlq.ledger import Ledger, LedgerError
+from dlq.ledger import Ledger, LedgerError, jobs
 from dlq.ledger.rebuild import rebuild
 from dlq.limits import guard_data_loss
-from dlq.ports import Connection
+from dlq.ports import Connection, Delivered
 from dlq.replay import drain_remaining, replay_canary
 from dlq.returns import families
 from dlq.sending import running
@@ -333,3 +334,24 @@ def test_a_fix_that_nobody_approved_is_not_applied(queue: MemoryRig, choice: str
     with pytest.raises(Refused, match="not approved"):
         fixes.apply_fix(drain, digest, decision)
     assert orchestrator.told == []
+
+
+# Returns
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_a_return_that_came_in_while_its_replay_was_being_sent_counts(
+    ledger_rig: LedgerRig, doubtful: bool
+) -> None:
+    first = ledger_rig.entry()
+    name = ledger_rig.job(first)
+    with ledger_rig.write(ledger_rig.epoch) as tx:
+        job = jobs.get(tx, name)
+        assert jobs.mark_sending(tx, job, [0], clock.now()) == {0}
+    ledger_rig.entry(return_of=first)  # taken by a sibling of this job
+    with ledger_rig.write(ledger_rig.epoch) as tx:
+        sent = [] if doubtful else [Delivered(0, None, None, "m-1")]
+        jobs.settle_sent(tx, job, DRAIN, sent, {}, [0] if doubtful else [], 1)
+        if doubtful:
+            jobs.free_doubtful(tx, job, [0])
+    assert ledger_rig.state(first) == "returned"
