@@ -13,6 +13,7 @@ import os
 import uuid
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ class Archive:
 
     def _write(self, uri: str, data: Any) -> None:
         path = self.root / uri
+        part = f"{path}.part"
         try:
             if not self.is_local:
                 path.write_bytes(bytes(data))
@@ -126,7 +128,6 @@ class Archive:
             if str(folder) not in self._made:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._made.add(str(folder))
-            part = f"{path}.part"
             with Path(part).open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -134,6 +135,9 @@ class Archive:
             Path(part).rename(str(path))
             _sync_folder(str(folder))
         except OSError as error:
+            if self.is_local:
+                with suppress(OSError):  # on a full disk half a segment is room that others need
+                    Path(part).unlink()
             raise ArchiveError(
                 f"archive: {path} can't be written: {error}; nothing was taken with it"
             ) from error
@@ -178,11 +182,21 @@ class Archive:
         try:
             data = (self.root / uri).read_bytes()
             table = _table(data, ["place"])
-        except (OSError, pa.ArrowException) as error:
+            about = _about(table)
+            if not {"source", "epoch", "ranges"} <= about.keys():
+                raise ValueError("it is no segment of an intake")
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ArchiveError(
                 f"archive: segment {uri} can't be read: {error}; restore it from a backup of the archive"
             ) from error
-        return _about(table), hashlib.sha256(data).hexdigest(), table.num_rows
+        return about, hashlib.sha256(data).hexdigest(), table.num_rows
+
+    def there(self) -> bool:
+        """Whether the archive was ever used, as far as can be seen now: one that isn't mounted was not."""
+        try:
+            return bool((self.root / "epochs").exists())
+        except OSError:
+            return False
 
     def segments(self) -> Iterator[str]:
         """The uri of every segment file, in order of name."""
@@ -193,7 +207,11 @@ class Archive:
     def newest_epoch(self) -> tuple[int, str] | None:
         """The highest epoch written here and the ledger that wrote it."""
         folder = self.root / "epochs"
-        names = sorted((int(p.stem), p) for p in folder.glob("*.json")) if folder.exists() else []
+        names = (
+            sorted((int(p.stem), p) for p in folder.glob("*.json") if p.stem.isdigit())
+            if self.there()
+            else []
+        )
         if not names:
             return None
         epoch, path = names[-1]

@@ -313,7 +313,18 @@ class QueueConfig(_Model):
     @cached_property
     def sha(self) -> str:
         """The configuration's fingerprint, written beside every decision that policy made."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        return hashlib.sha256(self.frozen().encode()).hexdigest()[:12]
+
+    def frozen(self) -> str:
+        """The configuration as JSON, to be kept with a drain: whose ``ledger`` says where, but not how to get in."""
+        from sqlalchemy.engine import make_url  # files are read where nobody needs a database
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            ledger = make_url(self.ledger).set(query={}).render_as_string()
+        except ArgumentError:
+            ledger = "not a database URL"
+        return self.model_copy(update={"ledger": ledger}).model_dump_json()
 
     def tighten(self, overrides: dict[str, Any]) -> QueueConfig:
         """This queue with a run's params applied; they may only tighten.

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 from dlq import plan as planning
 from dlq.drain import Drain
 from dlq.errors import Refused
+from dlq.ledger.schema import decision as decisions
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, event, grp
 from dlq.orchestrator import OrchestratorError
@@ -116,7 +117,7 @@ def _proposal(drain: Drain, fixes: list[dict[str, Any]], left: str) -> dict[str,
 def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]:
     """Apply the proposal with this hash, as approved by ``decision``.
 
-    :raises Refused: when the newest proposal is another one than was approved.
+    :raises Refused: when the newest proposal is another one than was approved, or nobody approved it.
     """
     proposal = drain.noted("propose_fix") or {}
     if proposal.get("hash") != digest:
@@ -127,17 +128,36 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     orchestrator = drain.orchestrator
     if not proposal["fixes"] or orchestrator is None or drain.dry_run:
         return {"applied": [], "said": "nothing to apply"}
+    if not _approved(drain, digest, decision):
+        raise Refused(
+            f"proposal {digest[:12]} was not approved by decision {decision}: clear approve_fix with its downstream "
+            "and decide; a task that is marked as done decides nothing"
+        )
     # Said before it is done: who dies between a raise and its canary leaves one that nobody tried, to be taken back.
     drain.note("apply_fix", "about to apply what was approved", applied=proposal["fixes"], decision=decision)
     applied = []
     for fix in proposal["fixes"]:
         quota = orchestrator.set_quota(
-            fix["plugin"], fix["proposed"], f"{drain.id}:{digest[:16]}:{fix['plugin']}"
+            fix["plugin"], fix["proposed"], f"{drain.id}:{drain.epoch}:{digest[:16]}:{fix['plugin']}"
         )
         applied.append({**fix, "now": quota.limit})
     said = "; ".join(f"{a['plugin']}.{a['resource']} is {a['now']} (was {a['current']})" for a in applied)
     drain.note("apply_fix", said, applied=applied, decision=decision)
     return {"applied": applied, "said": said}
+
+
+def _approved(drain: Drain, digest: str, decision: int | None) -> bool:
+    with drain.ledger.read() as tx:
+        found = tx.execute(
+            select(decisions.c.id).where(
+                decisions.c.id == decision,
+                decisions.c.drain == drain.id,
+                decisions.c.kind == "approve_fix",
+                decisions.c.subject == digest,
+                decisions.c.choice == "approve",
+            )
+        ).first()
+    return found is not None
 
 
 def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
@@ -220,7 +240,13 @@ def _roll_back(drain: Drain, fix: dict[str, Any]) -> str:
     if drain.orchestrator is None:
         return f"NOT rolled back from {fix['proposed']} to {fix['current']}: no orchestrator is configured"
     try:
-        drain.orchestrator.set_quota(fix["plugin"], fix["current"], f"{drain.id}:roll back:{fix['plugin']}")
+        now = next((q.limit for q in drain.orchestrator.quotas() if q.plugin == fix["plugin"]), None)
+        if now != fix["proposed"]:
+            return f"left at {now}, for that is not what the fix made of it"
+        # The epoch: to an orchestrator that remembers keys, a cleared drain's second roll back is none of its first.
+        drain.orchestrator.set_quota(
+            fix["plugin"], fix["current"], f"{drain.id}:{drain.epoch}:roll back:{fix['plugin']}"
+        )
     except OrchestratorError as error:
         return f"NOT rolled back from {fix['proposed']} to {fix['current']}: {error}"
     return f"rolled back to {fix['current']}"

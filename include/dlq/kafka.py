@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType
 
 from dlq.errors import ConfigError, NotFound, SourceError
 from dlq.ports import Connection
@@ -66,7 +66,14 @@ def transport(connection: Connection) -> dict[str, Any]:
 
 
 def admin(connection: Connection) -> AdminClient:
-    return AdminClient(transport(connection), logger=QUIET)
+    """A client to look around with; the first one made, so it is where a wrong setting is noticed.
+
+    :raises ConfigError: naming the setting.
+    """
+    try:
+        return AdminClient(transport(connection), logger=QUIET)
+    except KafkaException as error:
+        raise ConfigError(f"Connection {connection.id}: extra: {reason(error)}; mend or remove it") from None
 
 
 def consumer(connection: Connection, group: str, **settings: Any) -> Consumer:
@@ -122,6 +129,17 @@ def topic(client: AdminClient, name: str, field: str) -> tuple[str, list[int]]:
             f"topic {name!r} can't be described in {TIMEOUT_S:.0f} s; is the broker up?"
         ) from error
     return str(described.topic_id), sorted(p.id for p in described.partitions)
+
+
+def lacking(client: AdminClient, name: str, *needed: AclOperation) -> list[str]:
+    """Those of the rights on a topic that are ``needed`` and not granted; none where the broker doesn't say."""
+    topics = TopicCollection([name])
+    try:
+        asked = client.describe_topics(topics, include_authorized_operations=True, request_timeout=TIMEOUT_S)
+        granted = asked[name].result(TIMEOUT_S).authorized_operations
+    except (KafkaException, TimeoutError):
+        return []
+    return [right.name for right in needed if granted and right not in granted]
 
 
 def settings(client: AdminClient, name: str) -> dict[str, str | None]:

@@ -19,18 +19,27 @@ def guard_data_loss(drain: Drain) -> dict[str, Any]:
     """Whether more is outstanding than ``limits.dr``: then the disaster-recovery plan comes first."""
     depth, unsettled, limit = drain.depth().entries, drain.unsettled(), drain.config.limits.dr
     over = depth + unsettled > limit
+    after = "invoke_dr_plan" if over else "within_limits"
     said = f"{depth + unsettled} outstanding ({unsettled} in custody, {depth} in the queue), the limit is {limit}"
     drain.note(
         "guard_data_loss",
         said + (": the disaster-recovery plan is invoked" if over else ""),
         level="warning" if over else "info",
+        next=after,
     )
-    return {
-        "outstanding": depth + unsettled,
-        "limit": limit,
-        "next": "invoke_dr_plan" if over else "within_limits",
-        "said": said,
-    }
+    return {"outstanding": depth + unsettled, "limit": limit, "next": after, "said": said}
+
+
+def forbids(drain: Drain) -> str | None:
+    """Why nothing may be replayed now: the guard asked for a go-ahead that was refused, or was not given yet. None
+    where there is one, or none was asked for.
+    """
+    choice = (drain.noted("approve_dr") or {}).get("choice")
+    if choice == "Reject":
+        return "going on was rejected"
+    if choice == "Approve" or (drain.noted("guard_data_loss") or {}).get("next") != "invoke_dr_plan":
+        return None
+    return "more is outstanding than limits.dr, and nobody said to go on (approve_dr)"
 
 
 def invoke_dr_plan(drain: Drain) -> dict[str, Any]:

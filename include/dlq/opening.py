@@ -35,6 +35,7 @@ def open_drain(
     :raises Refused: when a memory was lost or doubled (law 10).
     :raises ConfigError: when a file, Connection or topic is wrong.
     """
+    rules = load_taxonomy()  # nobody is to learn in mid-drain that it can't be used
     identity = drain_id(config.name, run_id)
     ledger = Ledger.open(config.ledger)
     archive = Archive(config.archive, config.name)
@@ -62,7 +63,7 @@ def open_drain(
         run_id=run_id,
         kind=kind,
         seconds=lease_s,
-        config=config.model_dump_json(),
+        config=config.frozen(),
     )
     drain.epoch = epoch
     try:
@@ -72,7 +73,7 @@ def open_drain(
             custody.source_id(tx, config.name, drain.source.uri)
         findings = _check(drain, epoch)
         _preflight(drain)
-        for finding in [*findings, *drain.target.findings(), *_odd_rules()]:
+        for finding in [*findings, *drain.target.findings(), *rules.findings]:
             drain.note("open_drain", finding, level="warning")
         orphans = custody.register_orphans(ledger, archive, config.name, epoch)
         if orphans:
@@ -98,14 +99,6 @@ def _check(drain: Drain, epoch: int) -> list[str]:
         except Refused:
             if drain.positions() == positions:
                 raise
-
-
-def _odd_rules() -> tuple[str, ...]:
-    """Rules of the taxonomy that can never decide; one that can't be used is for those stages to say that classify."""
-    try:
-        return load_taxonomy().findings
-    except ConfigError:
-        return ()
 
 
 def _preflight(drain: Drain) -> None:

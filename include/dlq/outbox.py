@@ -43,7 +43,7 @@ class Outbox:
         self._tagged = not self._handed_back and drain.target.transactional
         self._survives = drain.config.envelopes.survives
         self._tables: OrderedDict[int, pa.Table | None] = OrderedDict()
-        self._uris: dict[int, str] = {}
+        self._files: dict[int, tuple[str, str]] = {}  # each segment's uri and sum
         self._same: Headers = (("dlq-drain", drain.id.encode()), ("dlq-job", job.id.encode()))
         self.forget()
 
@@ -83,8 +83,8 @@ class Outbox:
         if len(self._lines) < page and self._read_to < until:
             with self._drain.ledger.read() as tx:
                 lines = ledger.items(tx, self._job.id, self._read_to, until, max(page, _LINES))
-                unknown = {line.segment for line in lines} - self._uris.keys()
-                self._uris.update({n: uri for n, (uri, _) in ledger.segment_uris(tx, unknown).items()})
+                unknown = {line.segment for line in lines} - self._files.keys()
+                self._files.update(ledger.segment_uris(tx, unknown))
             self._read_to = lines[-1].ordinal + 1 if lines else until
             self._lines += lines
         self._block = self._open(self._lines[:page])
@@ -99,7 +99,7 @@ class Outbox:
             if line.segment in wanted:
                 continue
             if line.segment not in self._tables:
-                self._tables[line.segment] = self._table(self._uris[line.segment])
+                self._tables[line.segment] = self._table(*self._files[line.segment])
                 for old in [n for n in self._tables if n not in wanted and n != line.segment]:
                     if self._held() <= _TABLES:
                         break
@@ -113,10 +113,16 @@ class Outbox:
     def _held(self) -> int:
         return sum(table.nbytes for table in self._tables.values() if table is not None)
 
-    def _table(self, uri: str) -> pa.Table | None:
+    def _table(self, uri: str, sha256: str) -> pa.Table | None:
+        """The segment; None where it is missing or no longer what was written, headers too.
+
+        :raises ArchiveError: when the archive itself is away: that says nothing of what is in it.
+        """
         try:
-            return self._drain.archive.read(uri, STORED)
+            return self._drain.archive.verified(uri, sha256, STORED)[0]
         except ArchiveError as error:
+            if not self._drain.archive.there():
+                raise
             self._drain.note("archive", str(error), level="error")
             return None
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, false, func, or_, select, true, update
 
-from dlq import clock, stale
+from dlq import clock, limits, stale
 from dlq.drain import Drain
+from dlq.errors import Refused
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Cut
 from dlq.ledger.schema import draft, entry, grp, job, plan, source
@@ -148,7 +149,12 @@ def make(
 def make_of(
     drain: Drain, stage: str, cuts: Iterable[Cut], *, who: str, saw: str, kind: str = "replay"
 ) -> list[ledger.Job]:
-    """Freeze, approve and lock a plan of exactly these ``cuts``; ``kind`` is that of the decision."""
+    """Freeze, approve and lock a plan of exactly these ``cuts``; ``kind`` is that of the decision.
+
+    :raises Refused: where the guard against data loss lets nothing be replayed.
+    """
+    if kind == "replay" and (why := limits.forbids(drain)) is not None:
+        raise Refused(f"queue {drain.queue}: nothing is replayed: {why}; it is all in custody, open")
     _drop_unapproved(drain, stage)
     plan_id = ledger.propose(
         drain.ledger, drain.queue, drain.epoch, drain.id, stage, cuts, expires_s=_START_WITHIN_S

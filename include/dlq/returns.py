@@ -27,7 +27,7 @@ def families(tx: Connection, numbers: Iterable[int]) -> dict[int, list[dict[str,
     for number in asked:
         chain: list[dict[str, Any]] = []
         at: int | None = number
-        while at is not None and at in known:
+        while at is not None and at in known and len(chain) < len(known):  # a ring ends, too
             chain.insert(0, known[at])
             at = known[at]["return_of"]
         chains[number] = chain

@@ -236,6 +236,9 @@ def apply_review(
 
     A subject whose entries are no longer those the person saw is refused, and said so; the others are done.
     """
+    if drain.dry_run:
+        said = "; ".join(f"{subject}: would {each['choice']}" for subject, each in sorted(choices.items()))
+        return {"refused": [], "said": f"dry run: {said or 'nobody was asked'}"}
     drain.phase("apply_review")
     deadline = time.monotonic() + deadline_s
     totals = {"replayed": 0, "confirmed": 0, "returned": 0, "discarded": 0, "left": 0}

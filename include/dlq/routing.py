@@ -42,7 +42,10 @@ def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
 
 
 def extend_isolation(drain: Drain, seconds: float) -> None:
-    """Hold the pause for ``seconds`` more, where there is one of ours: each stage extends it to its own deadline."""
+    """Hold the pause for ``seconds`` more, where there is one of ours: each stage extends it to its own deadline.
+
+    A stage that is told to stop may still begin while routing is given back: what it paused after that it gives back.
+    """
     orchestrator = drain.orchestrator
     noted = drain.noted("isolate")
     if (
@@ -55,6 +58,8 @@ def extend_isolation(drain: Drain, seconds: float) -> None:
         return
     try:
         orchestrator.pause_routing(drain.id, max(1, round(seconds)))
+        if drain.noted("restore_routing") is not None:
+            orchestrator.resume_routing(drain.id)
     except OrchestratorError as error:
         drain.note("extend_isolation", f"the pause could not be extended: {error}", level="warning")
 
@@ -68,6 +73,8 @@ def restore_routing(drain: Drain) -> dict[str, Any]:
     if orchestrator is None or drain.dry_run or "routing" not in orchestrator.capabilities():
         return {"restored": True, **_said(drain, "restore_routing", "none", "routing was never paused")}
     drain.phase("restore_routing")
+    # Said before it is done: who extends the pause looks again afterwards.
+    _said(drain, "restore_routing", "routing", "auto-DLQ routing is being given back", restored=False)
     lease = orchestrator.resume_routing(drain.id)
     return {
         "restored": not lease.paused,

@@ -24,7 +24,7 @@ _FAILED = {"failed", "upstream_failed"}
 
 
 def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """Read the accounts, give the verdict, write it down, free the queue.
+    """Read the accounts, give the verdict, write it down, free the queue; what was given stands.
 
     :param states: the run's task states by task id; None where there are no tasks (the command line).
     """
@@ -33,6 +33,8 @@ def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) ->
         said = "; ".join(failed) or "dry run: nothing was changed"
         verdict = "red" if failed else "green"
         return {"verdict": verdict, "reasons": failed, "open": [], "incident": "none", "said": said}
+    if (given := earlier(drain)) is not None:
+        return given
     untried = take_back_untried(drain)
     work = file_work(drain)
     reasons = [
@@ -56,28 +58,30 @@ def close_drain(drain: Drain, states: Mapping[str, str | None] | None = None) ->
         }
         for w in work
     ]
-    said = (
-        f"{verdict}: "
-        + ("; ".join(reasons) if reasons else "the run did its duty, provably")
-        + f". {world['said']}"
-    )
-    drain.note(
-        "close_drain",
-        said,
-        level="info" if verdict == "green" else "error",
-        verdict=verdict,
-        reasons=reasons,
-        open=left[:50],
-        incident=world,
-    )
+    data: dict[str, Any] = {"verdict": verdict, "reasons": reasons, "open": left[:50], "incident": world}
+    result = _result(data)
+    drain.note("close_drain", result["said"], level="info" if verdict == "green" else "error", **data)
     lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, verdict)
-    return {
-        "verdict": verdict,
-        "reasons": reasons,
-        "open": left[:50],
-        "incident": world["state"],
-        "said": said,
-    }
+    return result
+
+
+def earlier(drain: Drain) -> dict[str, Any] | None:
+    """The verdict that was given since the drain was opened last, None where it is to be given.
+
+    The queue may be another's by now: a try that died behind its verdict can only say it again.
+    """
+    if drain.dry_run:
+        return None
+    with drain.ledger.read() as tx:
+        closed = tx.execute(select(drains.c.closed_at).where(drains.c.id == drain.id)).scalar()
+    data = drain.noted("close_drain") if closed is not None else None
+    return None if data is None else _result(data)
+
+
+def _result(data: Mapping[str, Any]) -> dict[str, Any]:
+    why = "; ".join(data["reasons"]) or "the run did its duty, provably"
+    said = f"{data['verdict']}: {why}. {data['incident']['said']}"
+    return {**data, "incident": data["incident"]["state"], "said": said}
 
 
 def _tasks(states: Mapping[str, str | None]) -> list[str]:

@@ -346,3 +346,13 @@ def test_a_sample_is_a_table_whatever_it_holds() -> None:
     assert len(lines) == 3
     assert all(line.isprintable() for line in lines)
     assert max(map(len, lines)) < 200
+
+
+def test_close_drain_tried_again_after_its_verdict_says_it_again(run: Run) -> None:
+    first_drain(run)
+    again = Run(run.dag, "again")
+    for task in ("open_drain", "take_custody", "categorize", "drain_remaining", "verify_conservation"):
+        again(task)
+    given = again("close_drain")
+    Run(run.dag, "another")("open_drain")
+    assert again("close_drain") == given

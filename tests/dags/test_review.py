@@ -202,3 +202,13 @@ def test_a_repair_is_offered_by_its_hash_and_sent_in_place_of_the_originals(
     with looked() as held:
         values = {r.value for r in MemoryTopics.shared(held.config.target.connection).records("memory")}
     assert values == {b"not to be shown"}
+
+
+def test_a_dry_review_runs_to_its_end_asks_nobody_and_changes_nothing(review: Run, queues: Any) -> None:
+    dry = Run(queues.dag("orders", "review"), "dry", {"dry_run": True})
+    before = states()
+    for task in ("propose_review", "decide_review", "open_drain", "apply_review", "verify_conservation"):
+        dry(task)
+    assert dry("close_drain")["verdict"] == "green"
+    assert states() == before
+    assert holder() is None

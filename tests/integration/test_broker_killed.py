@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.integration.rig import TRANSIENT, Rig, rigs
+from tests.integration.rig import TRANSIENT, Rig, rigs, wait_until
 
 from dlq.conservation import prove
 from dlq_demo.broker import Broker
@@ -83,3 +83,38 @@ def test_a_replay_goes_on_when_its_broker_is_back(
     assert rig.states() == {"confirmed": 400 * len(points)}
     assert set(consumer.effects.values()) == {1}
     assert prove(rig.attach(f"r{len(points) - 1}")).broken == []
+
+
+def test_the_groups_progress_is_known_again_when_its_broker_is_back(
+    own: Broker, make_rig: Callable[..., Rig]
+) -> None:
+    rig = make_rig(parts=1)
+    rig.begin()
+    rig.produce(rig.origin, [(b"k", b"v", [])])
+    consumer = rig.consumer()
+    target = rig.open("r1").target
+    wait_until(lambda: target.progress(rig.origin) == {0: 1}, "the group reads")
+    consumer.stop()
+    for _ in range(2):
+        own.kill()
+        own.start()
+        assert target.progress(rig.origin) == {0: 1}
+
+
+@pytest.mark.slow
+def test_a_writer_that_slept_past_its_transaction_and_was_not_replaced_goes_on(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(parts=1, tuning={"records": 50})
+    rig.begin()
+    rig.consumer()
+    rig.letters(300, kinds=TRANSIENT)
+    process = rig.worker(
+        "open:r1", "take", "categorize", "canary", "batches", "remaining", stop="uncommitted:5"
+    )
+    process.wait_stopped()
+    time.sleep(18)  # the broker has ended the transaction, and fenced whoever began it
+    process.wake()
+    assert process.wait(120) == 0, process.words()
+    assert rig.states() == {"confirmed": 300}
+    assert len(rig.check_effects()) == 300

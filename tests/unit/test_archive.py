@@ -40,8 +40,9 @@ def record(
 
 def write(archive: Archive, *records: Record, understood: Understood | None = None) -> Segment:
     said = understood or Understood()
+    about = {"drain": "d", "source": "s", "epoch": 1, "ranges": []}
     return archive.write(
-        "segments/d", segment_table(records, [said] * len(records), [GROUP] * len(records)), {"drain": "d"}
+        "segments/d", segment_table(records, [said] * len(records), [GROUP] * len(records)), about
     )
 
 

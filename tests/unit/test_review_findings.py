@@ -12,6 +12,7 @@ from tests.memory_rig import TOPIC, Killed, MemoryRig, Tripwire, wire
 from dlq import drafts, fixes, review, routing, verdict
 from dlq import plan as planning
 from dlq.conservation import verify_conservation
+from dlq.decisions import record
 from dlq.drain import Drain
 from dlq.ledger import jobs as ledger
 from dlq.memory import dead_letter
@@ -57,13 +58,22 @@ def drained(rig: MemoryRig, run: str = "r1") -> Drain:
     return drain
 
 
+def apply(drain: Drain) -> None:
+    """Propose a fix, approve it, apply it."""
+    digest = fixes.propose_fix(drain)["hash"]
+    approved = record(
+        drain, drain.queue, who="ann", kind="approve_fix", subject=digest, saw="", choice="approve"
+    )
+    fixes.apply_fix(drain, digest, approved)
+
+
 def with_fix(rig: MemoryRig, count: int) -> tuple[Drain, Quotas]:
     """A drain in which a quota was raised for ``count`` entries."""
     rig.put(count, "QuotaExceeded")
     drain = drained(rig)
     orchestrator = Quotas()
     drain.__dict__["orchestrator"] = orchestrator
-    fixes.apply_fix(drain, fixes.propose_fix(drain)["hash"], None)
+    apply(drain)
     return drain, orchestrator
 
 
@@ -183,7 +193,7 @@ def test_a_fix_is_tried_in_the_order_of_keys(make_queue: Make) -> None:
     drain = drained(rig)
     orchestrator = Quotas()
     drain.__dict__["orchestrator"] = orchestrator
-    fixes.apply_fix(drain, fixes.propose_fix(drain)["hash"], None)
+    apply(drain)
     fixes.canary_fix(drain, 30)
     assert rig.delivered() == []
 
@@ -261,9 +271,8 @@ def test_a_raise_whose_drain_died_is_taken_back_by_the_next(
     orchestrator = Dying()
     monkeypatch.setattr(Drain, "orchestrator", orchestrator)
     drain = drained(queue)
-    digest = fixes.propose_fix(drain)["hash"]
     with pytest.raises(Killed):
-        fixes.apply_fix(drain, digest, None)
+        apply(drain)
     queue.release(drain)
     queue.release(queue.open("r2"))
     queue.open("r3")

@@ -6,11 +6,11 @@ one was lost, restored from a backup, or is a second one.
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from dlq.archive import Archive
 from dlq.errors import Refused
-from dlq.ledger.schema import plan, queue
+from dlq.ledger.schema import plan, queue, segment
 from dlq.ledger.store import Ledger
 
 
@@ -39,10 +39,19 @@ def behind(ledger: Ledger, archive: Archive, name: str) -> str | None:
 
 
 def refuse_if_behind(ledger: Ledger, archive: Archive, name: str) -> None:
-    """:raises Refused: when the ledger is behind; the message says what to do."""
+    """:raises Refused: when the ledger is behind, or the archive is not its own; the message says what to do."""
     if (why := behind(ledger, archive, name)) is not None:
         raise Refused(
             f"queue {name}: {why}: the ledger is new, a second one, or was restored from an older backup. Point the "
             f"queue's file at the right ledger; if that one is lost, run `dlq ledger rebuild {name}`: it adopts what "
             "the archive has, as in doubt"
         )
+    if archive.newest_epoch() is None:
+        with ledger.read() as tx:
+            ours = segment.c.queue == name, segment.c.purged_at.is_(None)
+            known = tx.execute(select(func.count()).select_from(segment).where(*ours)).scalar_one()
+        if known:
+            raise Refused(
+                f"queue {name}: the archive {archive.root} is empty, the ledger knows {known} segment(s) of it: it is "
+                "not mounted, or archive: in the queue's file names another place. Bring it back before anything else"
+            )

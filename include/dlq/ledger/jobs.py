@@ -28,7 +28,7 @@ from sqlalchemy import (
 from dlq import clock
 from dlq.entry import idempotency_key
 from dlq.errors import DlqError, Fenced
-from dlq.ledger.custody import batched
+from dlq.ledger.custody import batched, mark_returned
 from dlq.ledger.schema import CONTESTED, decision, delivery, entry, job, job_entry, plan, segment, source
 from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Delivered
@@ -423,6 +423,17 @@ def settle_sent(
                 .where(entry.c.id.in_(ours), entry.c.job == settled.id, entry.c.state == "sending")
                 .values(**values)
             )
+    if state == "replayed":
+        back = entry.alias("back")
+        for some in batched(
+            [*(d.ordinal for d in taken), *doubtful], 500
+        ):  # their consumer may have been faster
+            came_back = (
+                select(job_entry.c.entry)
+                .join(back, back.c.return_of == job_entry.c.entry)
+                .where(job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some))
+            )
+            mark_returned(tx, list(tx.execute(came_back).scalars()), drain)
     where = and_(delivery.c.job == settled.id, delivery.c.ordinal == bindparam("line"))
     if taken:
         tx.execute(

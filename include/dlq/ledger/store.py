@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from dlq.errors import ConfigError, DlqError, Fenced
 from dlq.ledger import schema
@@ -60,10 +60,8 @@ class Ledger:
                             f"ledger {_shown(url)}: synchronous_commit is off, a crash could forget what was "
                             "sent; turn it on"
                         )
-        except OperationalError as error:
-            raise LedgerError(
-                f"ledger {_shown(url)} can't be reached: {error.orig}; is the database up?"
-            ) from error
+        except DatabaseError as error:
+            _raise_ours(error, f"ledger {_shown(url)} can't be reached", "is the database up?")
         if version != schema.VERSION:
             raise ConfigError(
                 f"ledger {_shown(url)} has version {version}, this code {schema.VERSION}: install the matching release"
@@ -86,10 +84,9 @@ class Ledger:
                     connection.execute(
                         insert(schema.about), {"version": schema.VERSION, "id": uuid.uuid4().hex}
                     )
-        except OperationalError as error:
-            raise LedgerError(
-                f"ledger {_shown(url)} can't be created: {error.orig}; does the folder or database exist?"
-            ) from error
+        except DatabaseError as error:
+            fix = "does the folder or database exist?"
+            _raise_ours(error, f"ledger {_shown(url)} can't be created", fix)
         engine.dispose()
         return cls.open(url)
 
@@ -99,8 +96,8 @@ class Ledger:
         try:
             with self._engine.connect() as connection, connection.begin():
                 yield connection
-        except OperationalError as error:
-            raise LedgerError(f"the ledger did not answer: {error.orig}") from error
+        except DatabaseError as error:
+            _raise_ours(error, "the ledger did not answer", "it is asked again at the next try")
 
     @contextmanager
     def scratch(self) -> Iterator[Connection]:
@@ -134,8 +131,8 @@ class Ledger:
                             f"queue {queue}: another holder took the lease after epoch {epoch}; this process stops"
                         )
                 yield connection
-        except OperationalError as error:
-            raise LedgerError(f"the ledger did not take the write: {error.orig}") from error
+        except DatabaseError as error:
+            _raise_ours(error, "the ledger did not take the write", "nothing of it counts")
 
     def close(self) -> None:
         self._engine.dispose()
@@ -214,6 +211,17 @@ def _engine(url: str) -> Engine:
         )
 
     return engine
+
+
+def _raise_ours(error: DatabaseError, what: str, fix: str) -> NoReturn:
+    """Say what a database that fails says. What it refuses (a guard, a statement) is no failure of its own."""
+    if type(error) is DatabaseError:  # SQLite's: no database, or a damaged one
+        raise LedgerError(
+            f"{what}: {error.orig}; look whether the ledger names the right file, else restore it from a backup"
+        ) from error
+    if isinstance(error, OperationalError):
+        raise LedgerError(f"{what}: {error.orig}; {fix}") from error
+    raise error
 
 
 def _sqlite_exists(engine: Engine) -> bool:

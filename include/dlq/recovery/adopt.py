@@ -50,7 +50,7 @@ def adopt_source(config: QueueConfig, *, who: str, run_id: str, connections: Con
             run_id=run_id,
             kind="cli",
             seconds=_LEASE_S,
-            config=config.model_dump_json(),
+            config=config.frozen(),
         )
         verdict = "failed"
         try:

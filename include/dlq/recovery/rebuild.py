@@ -39,6 +39,7 @@ Progress = Callable[[int, int], None]
 """Called with (segments, of)."""
 
 _LEASE_S = 300.0
+_CHAIN = 100  # returns of returns; a longer chain is nobody's replays
 _ROW = (*custody.ENTRY_COLUMNS, "state")
 
 
@@ -103,7 +104,7 @@ def rebuild(
             run_id=run_id,
             kind="cli",
             seconds=_LEASE_S,
-            config=config.model_dump_json(),
+            config=config.frozen(),
             floor=floor,
         )
         verdict = "failed"
@@ -350,6 +351,7 @@ class _Adopting:
                         or first is None
                         or ours.id == first.id
                         or ours.payload_sha != first.payload_sha
+                        or not _may_descend(tx, ours.id, first.id)
                     ):
                         continue
                     tx.execute(
@@ -367,6 +369,16 @@ def _find(tx: Connection, queue: str, uri: str, part: int, place: str) -> Any:
         .join(source, source.c.id == entry.c.source)
         .where(entry.c.queue == queue, source.c.uri == uri, entry.c.part == part, entry.c.place == place)
     ).first()
+
+
+def _may_descend(tx: Connection, number: int, first: int) -> bool:
+    """Whether ``first`` is none of what came back as ``number``: headers are anybody's, and could make a ring."""
+    at: int | None = first
+    for _ in range(_CHAIN):
+        if at is None or at == number:
+            return at is None
+        at = tx.execute(select(entry.c.return_of).where(entry.c.id == at)).scalar()
+    return False
 
 
 def _records(archive: Archive, uri: str) -> Iterator[Record]:

@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import methodcaller
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AclOperation
 
 from dlq import kafka
 from dlq.config import KafkaSource
 from dlq.entry import Headers, Record
-from dlq.errors import DlqError, Refused, SourceError
+from dlq.errors import ConfigError, DlqError, Refused, SourceError
 from dlq.ports import Batch, Connections, Depth, Echo, Range
 
 _headers = methodcaller("headers")
@@ -65,6 +66,8 @@ class KafkaDlq:
 
     def check(self, positions: Mapping[int, int], ledger_id: str, epoch: int) -> list[str]:
         self._memory = _metadata(ledger_id, epoch)
+        if kafka.lacking(self._admin, self._topic, AclOperation.READ):
+            raise ConfigError(f"source.topic: {self._topic!r} may not be read; grant READ on it")
         marks = kafka.watermarks(self._consumer, self._topic, self._parts)
         for part, position in positions.items():
             if part in marks and position > marks[part][1]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
@@ -17,6 +18,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AclOperation
 
 from dlq import kafka
 from dlq.config import KafkaTarget
@@ -37,6 +39,16 @@ _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
 _FENCED = {KafkaError._FENCED, KafkaError._FATAL, KafkaError.INVALID_PRODUCER_EPOCH, _PRODUCER_FENCED}
 # A transactional producer's fatal error is another writer's init. It must never open itself again: two would
 # evict each other.
+_SET_UP = {
+    KafkaError.INVALID_TRANSACTION_TIMEOUT: f"let the broker's transaction.max.timeout.ms be {_TRANSACTION_MS} or more",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant WRITE on transactional ids with prefix dlq-drain.",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant IDEMPOTENT_WRITE on the cluster",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on groups with prefix dlq-drain.",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant READ and WRITE on it",
+    KafkaError.UNSUPPORTED_VERSION: "a broker of Kafka 2.5 or later is needed",
+    KafkaError._UNSUPPORTED_FEATURE: "a broker of Kafka 2.5 or later is needed",
+}
+"""Fatal to the client as well, but by how the cluster is set up: what to do."""
 _NO_FAILURE = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _NEVER = {
     KafkaError.MSG_SIZE_TOO_LARGE: "too_large_for_the_target",
@@ -78,10 +90,13 @@ class KafkaReplay:
         self._connection = connections(config.connection)
         self._admin = kafka.admin(self._connection)
         self._topics: dict[str, _Topic] = {}
+        self._onlooker: Consumer | None = None
 
     def preflight(self) -> list[str]:
         problems = []
         for name in self._config.allow:
+            if lacking := kafka.lacking(self._admin, name, AclOperation.READ, AclOperation.WRITE):
+                problems.append(f"topic {name!r}: grant {' and '.join(lacking)} on it")
             if self._topic(name).compacted and not self._config.allow_compacted:
                 problems.append(
                     f"topic {name!r} is compacted, a replayed old value would replace a newer one for good; "
@@ -100,10 +115,7 @@ class KafkaReplay:
         except Fenced:
             pass  # by another queue's drain, that looks at this moment too: transactions can be made
         except TargetError as error:
-            problems.append(
-                f"no transaction can be made: {error}; grant WRITE on transactional ids and READ on groups "
-                "with prefix dlq-drain."
-            )
+            problems.append(f"no transaction can be made: {error}")
         return problems
 
     def findings(self) -> list[str]:
@@ -249,31 +261,22 @@ class KafkaReplay:
     def progress(self, topic: str) -> dict[int, int] | None:
         if self._config.group is None:
             return None
+        if self._onlooker is None:
+            # Never a member of the group. An admin client would not find a coordinator again that was restarted.
+            self._onlooker = kafka.consumer(self._connection, self._config.group)
         try:
-            found = self._offsets(topic, self._config.group)
-        except (KafkaException, TimeoutError):
-            # A client that lived through its broker's restart may never answer again.
-            self._admin = kafka.admin(self._connection)
-            try:
-                found = self._offsets(topic, self._config.group)
-            except (KafkaException, TimeoutError) as error:
-                raise TargetError(
-                    f"group {self._config.group!r}: its offsets can't be read: {kafka.reason(error)}; is the broker "
-                    "up, and is DESCRIBE on the group granted?"
-                ) from error
-        positions = {p.partition: p.offset for p in found if p.offset >= 0}
-        return positions or None
-
-    def _offsets(self, topic: str, group: str) -> list[TopicPartition]:
-        parts = [TopicPartition(topic, part) for part in range(self._topic(topic).partitions)]
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, parts)], request_timeout=_ASK_S
-        )
-        found: list[TopicPartition] = asked[group].result(_ASK_S).topic_partitions
-        return found
+            found = kafka.committed(self._onlooker, topic, list(range(self._topic(topic).partitions)))
+        except SourceError as error:
+            raise TargetError(
+                f"group {self._config.group!r}: {error}; is the broker up? It takes DESCRIBE on the group"
+            ) from error
+        return {part: offset for part, (offset, _) in found.items()} or None
 
     def close(self) -> None:
         self._topics.clear()
+        if self._onlooker is not None:
+            self._onlooker.close()
+            self._onlooker = None
 
 
 def _ours(headers: Any, part: int, pos: int) -> tuple[str, int, int, int] | None:
@@ -432,6 +435,8 @@ class KafkaWriter:
                     ) from None
             except KafkaException as error:
                 fault = error.args[0]
+                if fault.code() in _SET_UP:
+                    raise TargetError(f"{self._topic}: {fault.str()}; {_SET_UP[fault.code()]}") from error
                 if fault.code() in _FENCED or fault.fatal():
                     raise Fenced(
                         f"{self._group}: another writer of this job took over; this one stops"

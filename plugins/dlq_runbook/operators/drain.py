@@ -68,6 +68,16 @@ class CloseDrain(DlqOperator):
 
     isolated = False
 
+    def attached(self, context: Context) -> Drain:
+        return look(self.queue_name, context)
+
+    def hold(self, drain: Drain) -> None:
+        """Hold the lease, unless an earlier try gave the verdict: the queue is free then, or another's."""
+        from dlq.verdict import earlier
+
+        if earlier(drain) is None:
+            super().hold(drain)
+
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq.verdict import close_drain
 

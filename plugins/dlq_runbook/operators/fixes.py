@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dlq_runbook.forms import short
 from dlq_runbook.operators.approval import PlanApproval, Proposal
@@ -72,6 +72,10 @@ class ApplyFix(DlqOperator):
         from dlq.fixes import apply_fix
 
         approved = context["ti"].xcom_pull(task_ids="approve_fix")
+        if approved is None:
+            raise AirflowFailException(
+                "approve_fix was marked, nobody decided: clear it with its downstream and decide"
+            )
         return apply_fix(drain, approved["hash"], approved.get("decision"))
 
 

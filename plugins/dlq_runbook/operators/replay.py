@@ -58,10 +58,6 @@ class DrainRemaining(_Replaying):
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq.replay import drain_remaining
 
-        if (drain.noted("approve_dr") or {}).get("choice") == "Reject":
-            # What hangs on the approval was skipped, but a skip is no failure: this stage runs all the same.
-            drain.note("drain_remaining", "nothing is replayed: going on was rejected", level="warning")
-            return {"rounds": 0, "why_stopped": "going on was rejected"}
         drained = drain_remaining(drain, self.deadline_s(drain, context), progress=self.progress)
         self.say_plan(drained)
         return drained

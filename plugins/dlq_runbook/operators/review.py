@@ -9,8 +9,8 @@ from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dlq_runbook.drains import rehearse
-from dlq_runbook.forms import body, label, person, short, unlabelled
+from dlq_runbook.drains import is_dry, rehearse
+from dlq_runbook.forms import body, label, one_line, person, short, unlabelled
 from dlq_runbook.operators.base import DlqOperator
 
 if TYPE_CHECKING:
@@ -68,6 +68,12 @@ class DecideReview(HITLOperator):
 
     def execute(self, context: Context) -> Any:
         proposed = context["ti"].xcom_pull(task_ids="propose_review")
+        if is_dry(context):
+            self.log.info(
+                "Dry run: a person would be asked about\n%s",
+                "\n".join(one_line(f"{each['subject']}: {each['summary']}") for each in proposed),
+            )
+            return {"choices": {}, "who": "dry run"}
         self.subject = f"Queue {self.queue_name}: what to do with {len(proposed)} piece(s) of work?"
         self.body = body(
             (
@@ -110,6 +116,8 @@ class ApplyReview(DlqOperator):
         from dlq.review import apply_review
 
         decided = context["ti"].xcom_pull(task_ids="decide_review")
+        if decided is None:
+            raise AirflowFailException("decide_review was marked, nobody decided: start a new review")
         applied = apply_review(drain, decided["choices"], decided["who"], self.deadline_s(drain, context))
         if applied["refused"]:
             context["ti"].xcom_push(key="applied", value=applied)
