@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -45,9 +46,10 @@ class BadLine(NamedTuple):
 
 def explained(lines: Iterable[bytes], classifier: Classifier) -> Iterator[dict[str, Any] | BadLine]:
     """For each line of an export, in order, what is understood of it (null where not known); empty lines are passed
-    over.
+    over, and so is a byte order mark.
     """
     for number, line in enumerate(lines, 1):
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         try:

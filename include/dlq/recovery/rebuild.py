@@ -325,7 +325,7 @@ class _Adopting:
             "origin": what.origin,
             "key_hash": blake2b(record.key or b"", digest_size=8).hexdigest() if keyed else None,
             "failed_at": clock.from_ms(what.failed_at_ms),
-            "expires_at": None,
+            "expires_at": expiry.of(record, self._kept_ms),
             "attempts": what.retry_count,
             "return_of": None,
             "state": "ambiguous",
