@@ -13,7 +13,7 @@ WORKERS ?= auto
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: help setup lock demo test test-slow lint format bench clean
+.PHONY: help setup lock demo test test-slow test-aws lint format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,11 +33,14 @@ demo: $(READY) ## The runbook on an embedded Kafka or SQS in a real Airflow (EXI
 	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(QUEUE:%=--queue %) $(PORT:%=--port %)
 
 test: $(READY) ## Every test but the slow ones
-	$(PYTEST) -m "not slow and not airflow"
+	$(PYTEST) -m "not slow and not airflow and not aws"
 	$(BIN)/pytest -m "airflow and not slow"
 
 test-slow: $(READY) ## The long campaigns: processes killed by the dozen
 	$(PYTEST) -m slow
+
+test-aws: $(READY) ## A drain on your AWS account, of a test queue and its dead-letter queue (QUEUE=)
+	QUEUE="$(QUEUE)" $(BIN)/pytest -m aws tests/aws
 
 lint: $(READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import classify, dag, drain, fingerprints, intake, replay, steps
+from benchmarks import classify, dag, drain, fingerprints, intake, replay, sqs, steps
 from benchmarks.bed import Bed
 from benchmarks.cost import load
 
@@ -23,17 +23,28 @@ def main() -> None:
     parser.add_argument(
         "only",
         nargs="*",
-        help="fingerprints, classify, steps, intake, replay, drain, dag (default: all); see also --help of "
+        help="fingerprints, classify, steps, sqs, intake, replay, drain, dag (default: all); see also --help of "
         "python -m benchmarks.fingerprints",
     )
     arguments = parser.parse_args()
-    chosen = arguments.only or ["fingerprints", "classify", "steps", "intake", "replay", "drain", "dag"]
+    chosen = arguments.only or [
+        "fingerprints",
+        "classify",
+        "steps",
+        "sqs",
+        "intake",
+        "replay",
+        "drain",
+        "dag",
+    ]
     if "fingerprints" in chosen:
         print(load(), fingerprints.run(range(arguments.rounds), ()), sep="\n", flush=True)
     if "classify" in chosen:
         print(load(), classify.run(arguments.records, arguments.rounds), sep="\n", flush=True)
     if "steps" in chosen:
         print(load(), steps.run(arguments.records, arguments.rounds), sep="\n", flush=True)
+    if "sqs" in chosen:
+        print(load(), sqs.run(records=arguments.records // 5, rounds=arguments.rounds), sep="\n", flush=True)
     pairs = {"intake": intake.run, "replay": replay.run}
     if not {"drain", "dag", *pairs} & set(chosen):
         return

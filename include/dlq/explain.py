@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from dlq import returns
 from dlq.archive import STORED, Archive, Rows
 from dlq.codecs import decode, registry_of
 from dlq.config import QueueConfig
+from dlq.dedupe import DedupeKeys
 from dlq.errors import DlqError
 from dlq.export import BadExport, imported
 from dlq.grouping.classify import Classifier
@@ -43,11 +45,14 @@ class BadLine(NamedTuple):
     why: str
 
 
-def explained(lines: Iterable[bytes], classifier: Classifier) -> Iterator[dict[str, Any] | BadLine]:
+def explained(
+    lines: Iterable[bytes], classifier: Classifier, keys: DedupeKeys | None = None
+) -> Iterator[dict[str, Any] | BadLine]:
     """For each line of an export, in order, what is understood of it (null where not known); empty lines are passed
-    over.
+    over, and so is a byte order mark.
     """
     for number, line in enumerate(lines, 1):
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         try:
@@ -56,6 +61,8 @@ def explained(lines: Iterable[bytes], classifier: Classifier) -> Iterator[dict[s
             yield BadLine(number, str(error))
             continue
         what, group = classifier.classify(record)
+        if keys is not None:
+            keys.fill(record, what)
         yield {
             "format": what.format,
             "origin": {

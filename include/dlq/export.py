@@ -30,10 +30,10 @@ class BadExport(ValueError):
     """A line is no export of a dead letter; the message says what is wrong with it, without quoting it."""
 
 
-def exported(stored: Stored, topic: str | None) -> bytes:
-    """An archived record as a line; ``topic`` is the Kafka topic's name."""
+def exported(stored: Stored, topic: str | None, message_id: str | None = None) -> bytes:
+    """An archived record as a line; ``topic`` is the Kafka topic's name, ``message_id`` the SQS message's."""
     if stored.pos is None:
-        return msgspec.json.encode(_message(stored)) + b"\n"
+        return msgspec.json.encode(_message(stored, message_id)) + b"\n"
     line = {
         "transport": "kafka",
         "topic": topic,
@@ -47,7 +47,7 @@ def exported(stored: Stored, topic: str | None) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _message(stored: Stored) -> dict[str, Any]:
+def _message(stored: Stored, message_id: str | None) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     for (name, value), kind in zip(stored.headers, stored.types, strict=True):
         content = value or b""
@@ -61,6 +61,7 @@ def _message(stored: Stored) -> dict[str, Any]:
         }
     return {
         "transport": "sqs",
+        **({"message_id": message_id} if message_id else {}),
         "body": None if stored.value is None else stored.value.decode("utf-8", "surrogatepass"),
         "attributes": dict(stored.system),
         "message_attributes": attributes,
@@ -76,6 +77,8 @@ def imported(line: bytes) -> Record:
         found = msgspec.json.decode(line)
     except msgspec.DecodeError as error:
         raise BadExport(f"not JSON: {error}") from None
+    except RecursionError:
+        raise BadExport("not JSON: nested too deep") from None
     if not isinstance(found, dict):
         raise BadExport("not a JSON object")
     transport = found.get("transport")

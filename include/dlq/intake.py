@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from dlq import clock, mark
 from dlq.archive import segment_table
 from dlq.config import QueueConfig, SqsSource, SqsTarget
+from dlq.dedupe import DedupeKeys
 from dlq.destination import Destination
 from dlq.drain import Drain
 from dlq.entry import Group, Record, Understood, payload_sha
@@ -72,6 +73,7 @@ class Intake:
         self._drain = drain
         self._parts = parts
         self._classifier = Classifier.load(drain.config, regrouping(drain))
+        self._keys = DedupeKeys(drain.config, drain.connections)
         self._known: dict[Group, int] = {}
         self._destination = Destination(drain.config)
         self._keyed = drain.config.target.ordering == "per_key"
@@ -117,6 +119,7 @@ class Intake:
                     pending.result()
         finally:
             reading.close()
+            self._keys.close()
         done.seconds = time.monotonic() - began
         return done
 
@@ -167,6 +170,7 @@ class Intake:
             if what.pointer is not None and record.flaw is None:
                 record.flaw = "pointer"
                 pointers.append(number)
+            self._keys.fill(record, what)
             understood.append(what)
             groups.append(group)
         prepared = _Prepared(batch, understood, groups)
@@ -201,6 +205,7 @@ class Intake:
                 )
                 what, group = self._classifier.classify(whole)
                 if what.pointer is None:
+                    self._keys.fill(whole, what)
                     records[number] = whole
                     prepared.understood[number], prepared.groups[number] = what, group
 

@@ -8,8 +8,10 @@ from typing import Any
 from dlq.destination import Destination
 from dlq.drain import Drain
 from dlq.entry import Group
+from dlq.grouping.classify import Classifier
 from dlq.redact import redact
-from dlq.sample import Looked, sample
+from dlq.regroup import regrouping
+from dlq.sample import Looked, oldest
 
 MOST = 1_000
 """Entries looked at; a deeper queue is judged by these."""
@@ -19,7 +21,9 @@ def look(drain: Drain, most: int = MOST) -> list[Looked]:
     """The oldest entries that a drain would take; none of a queue in which looking is a touch (SQS counts receives)."""
     if not drain.source.has_log:
         return []
-    return sample(drain.source, drain.config, drain.positions(), most)
+    classifier = Classifier.load(drain.config, regrouping(drain))
+    found = oldest(drain.source, drain.positions(), most)
+    return [Looked(record, *classifier.classify(record)) for record in found]
 
 
 def groups(drain: Drain) -> list[dict[str, Any]]:

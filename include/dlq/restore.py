@@ -69,7 +69,7 @@ def to_file(config: QueueConfig, chosen: Selection, path: Path, progress: Progre
     try:
         with part.open("wb") as file:
             for row, total in _archived(config, chosen):
-                file.write(exported(row.stored, row.topic))
+                file.write(exported(row.stored, row.topic, row.reference.rpartition("/")[2]))
                 done, flawed = done + 1, flawed + row.flawed
                 if progress is not None:
                     progress(done, total)

@@ -26,6 +26,8 @@ _WAITING = {
 }
 """Why a new entry stays open, by its group's remedy; every other waits for a person."""
 
+_OF_GROUP = ("fingerprint", "category", "remedy", "rule", "component", "error_type", "owner")
+
 SHOWN = 100
 _IDS = 5
 
@@ -236,13 +238,29 @@ def categorize(drain: Drain) -> dict[str, Any]:
 
 def _rehearsed(drain: Drain) -> dict[str, Any]:
     """The categories as a dry run sees them: what is in custody, and the oldest of what is in the queue."""
-    found = [*groups(drain), *rehearsal.groups(drain)]
+    found = _foreseen(drain)
     by_category: Counter[str] = Counter()
     for group in found:
         by_category[group["category"]] += group["count"]
     said = ", ".join(f"{n} {c}" for c, n in by_category.most_common()) or "nothing is unsettled"
     drain.note("categorize", f"dry run: of custody and the {rehearsal.MOST} oldest of the queue: {said}")
     return {"groups": found, "by_category": dict(by_category), "said": said}
+
+
+def _foreseen(drain: Drain) -> list[dict[str, Any]]:
+    """The groups that there would be: those in custody where people merged them, and those of the queue. (What a split
+    takes out of custody is known when it is done.)
+    """
+    decided = regroup.regrouping(drain)
+    found: dict[str, dict[str, Any]] = {}
+    for each in [*groups(drain), *rehearsal.groups(drain)]:
+        if (into := decided.merged(each["fingerprint"])) is not None:
+            each = {**each, "id": None, **{name: getattr(into, name) for name in _OF_GROUP}}
+        if (same := found.setdefault(each["fingerprint"], each)) is not each:
+            same["id"] = each["id"] if same["id"] is None else same["id"]
+            same["count"] += each["count"]
+            same["correlation_ids"] = [*same["correlation_ids"], *each["correlation_ids"]][:_IDS]
+    return sorted(found.values(), key=lambda group: -group["count"])
 
 
 def find_root_cause(drain: Drain) -> dict[str, Any]:
@@ -293,7 +311,7 @@ def choose_remedies(drain: Drain) -> dict[str, Any]:
     if drain.dry_run:
         branch = {"retry": "retry_transient", **dict.fromkeys(FIXES, "fix_permanent")}
         would: Counter[str] = Counter()
-        for group in [*groups(drain), *rehearsal.groups(drain)]:
+        for group in _foreseen(drain):
             would[branch.get(group["remedy"], "manual_review")] += group["count"]
         return _chosen(drain, would)
     with drain.ledger.read() as tx:

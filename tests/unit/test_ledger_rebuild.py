@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.memory_rig import Killed, MemoryRig, Tripwire
+from tests.memory_rig import Killed, MemoryRig, Tripwire, failure
 
 from dlq.archive import Archive
 from dlq.drain import drain_id
@@ -86,6 +86,16 @@ def test_a_lost_ledger_is_refused_and_rebuilt_with_everything_in_doubt(queue: Me
     assert queue.one("SELECT DISTINCT reason FROM entry") == "rebuilt"
     assert queue.one("SELECT who FROM decision WHERE kind = 'rebuild'") == "alice@desk"
     queue._check_chain()
+
+
+def test_a_rebuilt_entry_knows_when_retention_would_have_deleted_it(queue: MemoryRig) -> None:
+    queue.log.retention_ms = 3_600_000
+    queue.log.append(0, b"k", b"v", failure(0), timestamp_ms=1_700_000_000_000)
+    queue.taken()
+    taken = queue.one("SELECT expires_at FROM entry")
+    lose(queue)
+    rebuilt(queue)
+    assert queue.one("SELECT expires_at FROM entry") == taken == "2023-11-14T23:13:00.000+00:00"
 
 
 def test_a_rebuilt_ledger_sends_nothing_before_a_person_says_so(queue: MemoryRig) -> None:

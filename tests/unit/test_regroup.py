@@ -10,10 +10,11 @@ from tests.memory_rig import MemoryRig, failure
 
 from dlq import regroup
 from dlq.cli.main import commands
-from dlq.drain import Drain
+from dlq.drain import Drain, dry
 from dlq.entry import Headers
 from dlq.errors import ConfigError
-from dlq.triage import assign
+from dlq.ports import Connection
+from dlq.triage import assign, categorize, choose_remedies
 
 WHO = {"who": "ann", "why": "seen together"}
 
@@ -58,6 +59,17 @@ def test_merged_entries_in_custody_and_to_come_are_handled_as_the_other_group(tw
     assert by_group(two) == {1: 6}
     assert two.reasons() == {"ready": 6}
     assert two.rows("SELECT DISTINCT owner FROM entry") == two.rows("SELECT owner FROM grp WHERE id = 1")
+
+
+def test_a_dry_run_shows_what_is_in_custody_and_to_come_as_it_was_merged(two: MemoryRig) -> None:
+    regroup.merge(two.ledger, two.config.name, 2, 1, **WHO)
+    two.put(1, headers=saying(9, "NobodyKnowsThis", "odd a"))
+    two.put(1, headers=saying(10, "TransientNetwork", "read failed"))
+    with dry(two.config, run_id="look", connections=Connection) as look:
+        (group,) = categorize(look)["groups"]
+        assert (group["error_type"], group["remedy"], group["count"]) == ("TransientNetwork", "retry", 7)
+        assert choose_remedies(look)["why"] == {"retry_transient": 7}
+    assert by_group(two) == {1: 3, 2: 2}, "a dry run moves nothing"
 
 
 def test_a_split_takes_by_the_message_out_of_custody_and_of_what_comes(two: MemoryRig) -> None:

@@ -11,6 +11,7 @@ from dlq.cli import terminal
 from dlq.cli.options import as_json, queue_argument
 from dlq.config import Owners, QueueConfig, load_queue, queue_names
 from dlq.connections import from_environment
+from dlq.dedupe import DedupeKeys
 from dlq.errors import ConfigError, DlqError
 from dlq.explain import BadLine, encoding, explained, history
 from dlq.export import exported
@@ -237,11 +238,13 @@ def explain(
 def _explain_file(file: IO[bytes], queue: str | None) -> int:
     from dlq.cli.exits import OK, WRONG
 
-    classifier = Classifier.load(load_queue(queue)) if queue else Classifier(load_taxonomy(), Owners())
+    config = load_queue(queue) if queue else None
+    classifier = Classifier.load(config) if config else Classifier(load_taxonomy(), Owners())
+    keys = DedupeKeys(config, from_environment) if config else None
     for finding in classifier.taxonomy.findings:
         terminal.warn(f"taxonomy.yaml: {finding}")
     status = OK
-    for each in explained(file, classifier):
+    for each in explained(file, classifier, keys):
         if isinstance(each, BadLine):
             terminal.complain(
                 f"{getattr(file, 'name', 'standard input')}:{each.number}: {each.why}; "
@@ -250,6 +253,8 @@ def _explain_file(file: IO[bytes], queue: str | None) -> int:
             status = WRONG
         else:
             terminal.put_json(each)
+    if keys is not None:
+        keys.close()
     return status
 
 

@@ -1,5 +1,5 @@
 """Payload codecs: a value as a document, chosen by what it carries, and back with the same schema. Never on the hot
-path: intake and replay send bytes.
+path: intake and replay send bytes, and decode only where a queue's dedupe key lies in what is encoded.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from dlq.envelopes import body
 from dlq.envelopes.untrusted import encoded, identifier
@@ -31,9 +32,10 @@ class JsonPath:
 
     def find(self, value: bytes | None) -> str | None:
         """The text or whole number there, as an id; None where there is none, or the value is not JSON."""
-        if value is None:
-            return None
-        found = body.value(value)
+        return None if value is None else self.among(body.value(value))
+
+    def among(self, found: Any) -> str | None:
+        """The same, of a value that was read already."""
         for step in self._steps:
             if isinstance(step, int):
                 found = found[step] if isinstance(found, list) and step < len(found) else None

@@ -25,11 +25,16 @@ class Regrouping:
             if pattern.search(message or ""):
                 group = split_off(group, pattern.pattern)
                 break
-        seen = set()
-        while group.fingerprint in self.merges and group.fingerprint not in seen:
-            seen.add(group.fingerprint)
-            group = self.merges[group.fingerprint]
-        return group
+        return self.merged(group.fingerprint) or group
+
+    def merged(self, fingerprint: str) -> Group | None:
+        """The group that one goes into in the end; None where it stays."""
+        into, seen = None, set()
+        while fingerprint in self.merges and fingerprint not in seen:
+            seen.add(fingerprint)
+            into = self.merges[fingerprint]
+            fingerprint = into.fingerprint
+        return into
 
 
 def split_off(group: Group, pattern: str) -> Group:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, insert, literal, select, update
 
-from dlq import clock
+from dlq import clock, expiry
 from dlq.archive import Archive, Rows, Segment
 from dlq.config import QueueConfig
+from dlq.dedupe import DedupeKeys
 from dlq.destination import Destination
 from dlq.drain import Drain, drain_id
 from dlq.entry import FLAWS, Record, payload_sha
@@ -149,6 +150,7 @@ def _rebuild(
         lease.extend(drain.ledger, drain.queue, drain.epoch, _LEASE_S)
         if progress is not None:
             progress(number, len(missing))
+    adopting.close()
     adopting.link()
     if done.behind is not None and other is None:
         ranges = _ranges(missing, drain.source.uri)
@@ -271,6 +273,8 @@ class _Adopting:
         self._drain = drain
         self._wanted = wanted
         self._classifier = Classifier.load(drain.config, regrouping(drain))
+        self._keys = DedupeKeys(drain.config, drain.connections)
+        self._kept_ms = drain.source.retention_ms()
         self._groups: dict[Any, int] = {}
         self._with_returns: list[_Seen] = []
         self._destination = Destination(drain.config)
@@ -286,6 +290,8 @@ class _Adopting:
         if any(name == "dlq-entry" for _, record in chosen for name, _ in record.headers):
             self._with_returns.append(one)
         read = [self._classifier.classify(record) for _, record in chosen]
+        for (_, record), (what, _) in zip(chosen, read, strict=True):
+            self._keys.fill(record, what)
         custody.group_ids(drain.ledger, drain.queue, drain.epoch, [group for _, group in read], self._groups)
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             where = _source_row(tx, drain.queue, one.source, living=one.source == drain.source.uri)
@@ -326,12 +332,15 @@ class _Adopting:
             "origin": what.origin,
             "key_hash": blake2b(record.key or b"", digest_size=8).hexdigest() if keyed else None,
             "failed_at": clock.from_ms(what.failed_at_ms),
-            "expires_at": None,
+            "expires_at": expiry.of(record, self._kept_ms),
             "attempts": what.retry_count,
             "return_of": None,
             "state": "ambiguous",
         }
         return tuple(values[column] for column in _ROW)
+
+    def close(self) -> None:
+        self._keys.close()
 
     def link(self) -> None:
         """Say what each adopted return is the return of: by our header, and only where the payload is the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -277,12 +278,12 @@ def _content(kind: str, value: bytes | None) -> dict[str, Any] | None:
     return {"StringValue": text} if text and _allowed(text) else None
 
 
+_NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
 def _allowed(text: str) -> bool:
     """SQS takes the characters of XML 1.0 (SendMessage, API reference)."""
-    return all(
-        (c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff") or c in "\t\n\r"
-        for c in text
-    )
+    return _NOT_XML.search(text) is None
 
 
 def _packed(fit: Sequence[tuple[Output, dict[str, Any]]]) -> Iterator[list[tuple[Output, dict[str, Any]]]]:
