@@ -237,6 +237,9 @@ class Refusal(msgspec.Struct, frozen=True):
 class Sender(Protocol):
     """Sends to a target without transactions: what a call did can stay unknown."""
 
+    again_s: float
+    """How long after an output was first sent the target passes it over when it is sent again; 0: not at all."""
+
     def waves(self, outputs: Sequence[Output]) -> list[list[Output]]:
         """``outputs`` in groups that may go side by side; a later one waits for those before, where order matters."""
 

@@ -1,9 +1,10 @@
-"""A queue to drain on a real SQS server, the receiver behind its target, and the accounts to hold against each other."""
+"""A queue to drain on a real SQS server, the receiver behind its target, and the accounts of both."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,18 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.integration.rig import TRANSIENT, Rig, _kafka, wait_until
 
+from dlq import plan
 from dlq.archive import Archive, Rows
 from dlq.conservation import verify_conservation
 from dlq.drain import Drain
 from dlq.entry import payload_sha
+from dlq.intake import take_custody
 from dlq.ledger.custody import batched
+from dlq.ledger.jobs import Job
 from dlq.report.account import ReportData
 from dlq.report.tally import build_report
+from dlq.sending import SendRun
+from dlq.triage import assign
 from dlq_demo.broker import create_topic
 from dlq_demo.elasticmq import ElasticMq
 
@@ -130,9 +136,7 @@ class SqsRig(Rig):
             "wf-error-message": "HTTP 503 from upstream" if kind in TRANSIENT else "it broke",
             "wf-component": "payments.charge",
         }
-        attributes: dict[str, Any] = {
-            k: {"DataType": "String", "StringValue": v} for k, v in text.items()
-        }
+        attributes: dict[str, Any] = {k: {"DataType": "String", "StringValue": v} for k, v in text.items()}
         attributes["size"] = {"DataType": "Number.int", "StringValue": str(n)}
         attributes["blob"] = {"DataType": "Binary.gif", "BinaryValue": bytes([n % 256, 0, 255])}
         entry = {
@@ -152,6 +156,28 @@ class SqsRig(Rig):
             entry = by_id[sent["Id"]]
             self.lettered[sent["MessageId"]] = (entry["MessageBody"], entry["MessageAttributes"])
 
+    def taken(self, count: int, run: str = "r1", **letters: Any) -> Drain:
+        """A drain that has these dead letters in custody, each with its reason."""
+        self.begin()
+        self.letters(count, **letters)
+        drain = self.open(run)
+        assert take_custody(drain, 60)["taken"] == count
+        assign(drain)
+        return drain
+
+    def job(self, drain: Drain) -> Job:
+        """One job of all that is ready."""
+        (job,) = plan.make(drain, "retry_transient", plan.ready(drain), who="p", saw="s", canary=False)
+        return job
+
+    def send(self, drain: Drain, job: Job | None = None) -> SendRun:
+        """Run a job to its end, without gates."""
+        job = job or self.job(drain)
+        with SendRun(drain, job.id) as run:
+            run.send(job.size, time.monotonic() + 60)
+            run.close("done", "ready")
+        return run
+
     # The target's side
 
     def receiver(self, **how: Any) -> Receiver:
@@ -169,7 +195,7 @@ class SqsRig(Rig):
     # What must hold whatever was killed
 
     def check_custody(self) -> None:
-        """Each dead letter is exactly one row, body and attributes are in the archive to the byte, the queue is empty."""
+        """Each dead letter is exactly one row, its body and attributes are in the archive; the queue is empty."""
         rows = self.sql(
             "SELECT e.place, e.payload_sha, s.uri, e.row_no FROM entry e JOIN segment s ON s.id = e.segment "
             "ORDER BY s.uri"
@@ -184,8 +210,7 @@ class SqsRig(Rig):
             assert stored.value == body.encode()
             assert payload_sha(stored.key, stored.value) == row.payload_sha
             kept = {
-                name: (kind, value)
-                for (name, value), kind in zip(stored.headers, stored.types, strict=True)
+                name: (kind, value) for (name, value), kind in zip(stored.headers, stored.types, strict=True)
             }
             assert kept == {
                 name: (a["DataType"], a["StringValue"].encode() if "StringValue" in a else a["BinaryValue"])
@@ -195,7 +220,7 @@ class SqsRig(Rig):
         assert self.held(self.dlq_url) == 0
 
     def check_arrivals(self, receiver: Receiver) -> Figures:
-        """What is settled as sent arrived, what is open never did, what is in doubt arrived or not; each effect once."""
+        """What is settled as sent arrived, what is in doubt did or did not; each effect once."""
         lines = self.sql(
             "SELECT je.job, je.ordinal, je.idem_key, e.id, e.state, e.job = je.job AS now FROM job_entry je "
             "JOIN entry e ON e.id = je.entry"
@@ -248,8 +273,9 @@ class SqsRig(Rig):
 
 
 class Figures(NamedTuple):
-    """``ambiguous_arrived``: of those in doubt; ``doubled``: arrivals beyond a key's first; ``unrecorded``: arrived, and
-    open in the ledger."""
+    """``ambiguous_arrived``: of those in doubt; ``doubled``: arrivals beyond a key's first; ``unrecorded``: arrived,
+    and open in the ledger.
+    """
 
     entries: int
     sent: int
@@ -311,9 +337,7 @@ class Receiver(threading.Thread):
         if done:
             client.delete_message_batch(
                 QueueUrl=self._rig.origin_url,
-                Entries=[
-                    {"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(done)
-                ],
+                Entries=[{"Id": str(n), "ReceiptHandle": m["ReceiptHandle"]} for n, m in enumerate(done)],
             )
         self.polls += 1
 
@@ -348,4 +372,3 @@ def sqs_rigs(server: ElasticMq, folder: Path) -> Iterator[Callable[..., SqsRig]]
     yield make
     for rig in made:
         rig.close()
-
