@@ -96,9 +96,12 @@ class SendRun:
         with drain.ledger.read() as tx:
             left = ledger.being_sent(tx, job.id)
             self.job = ledger.get(tx, job.id)
-        if left:
-            self._settle_left(self._send_again(left))
         self.cursor = self.job.cursor
+        if left:
+            self.cursor = (
+                left[-1].ordinal + 1
+            )  # a window is marked as a whole: nothing before is still to be sent
+            self._settle_left(self._send_again(left))
         return self
 
     def __exit__(
@@ -122,7 +125,7 @@ class SendRun:
             if not chunk.items:  # broken in the archive: in doubt, like what is too old
                 break
             answered = self._deliver(chunk.outputs, call_by, fixed=True)
-            self._settle(answered.taken, answered.refused, [], self.job.cursor)
+            self._settle(answered.taken, answered.refused, [], chunk.items[-1].ordinal + 1)
             known.update(d.ordinal for d in answered.taken)
             known.update(answered.refused)
             first = chunk.items[-1].ordinal + 1
@@ -155,7 +158,7 @@ class SendRun:
                 )
         sent = [Delivered(m.ordinal, None, None) for m in left if m.key in seen]
         doubtful = [m.ordinal for m in left if m.key not in seen]
-        self._settle(sent, {}, doubtful, self.job.cursor)
+        self._settle(sent, {}, doubtful, self.cursor)
         drain.note(
             "replay",
             f"job {self.job.id}: a try died while it sent {len(left)}: {len(sent)} were seen by the orchestrator, "

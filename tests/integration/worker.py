@@ -195,6 +195,7 @@ def _main(spec: Mapping[str, Any]) -> int:
     defaults = jobs.JobRun.__init__.__kwdefaults__
     assert defaults is not None
     defaults["records"] = sending.WINDOW = spec["records"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command has it
     _strike(spec["die"], signal.SIGKILL)
     for point in spec["stop"]:
         _strike(point, signal.SIGSTOP)
