@@ -6,6 +6,7 @@ the JSON protocol of SQS (AWS JSON 1.0: the action is in ``X-Amz-Target``).
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import random
@@ -51,6 +52,7 @@ class SqsFaults:
         self._lent: deque[dict[str, Any]] = deque(maxlen=200)
         self._deleted: deque[dict[str, Any]] = deque(maxlen=200)
         self._here = threading.local()
+        self.first_sent = ""
         self.injected: Counter[str] = Counter()
         self.calls: list[tuple[str, dict[str, Any]]] = []
         """Each call's action and arguments, as the client made it."""
@@ -126,6 +128,9 @@ class SqsFaults:
         with self._lock:
             if action == "ReceiveMessage":
                 self._lent.extend(json.loads(answer.body).get("Messages") or [])
+            elif action == "SendMessageBatch":
+                sent = json.loads(answer.body)["Successful"]
+                self.first_sent = self.first_sent or (sent[0]["MessageId"] if sent else "")
             elif action == "DeleteMessageBatch":
                 gone = {e["ReceiptHandle"] for e in arguments["Entries"]}
                 self._deleted.extend(m for m in self._lent if m["ReceiptHandle"] in gone)
@@ -218,6 +223,14 @@ def _other_sum(_: SqsFaults, arguments: Mapping[str, Any], forward: Forward) -> 
     return Answer(200, json.dumps(found).encode())
 
 
+def _swallowed(proxy: SqsFaults, arguments: Mapping[str, Any], forward: Forward) -> Answer:
+    last = arguments["Entries"][-1]
+    found = json.loads(_without_last(arguments, forward, None).body)
+    body = hashlib.md5(last["MessageBody"].encode(), usedforsecurity=False).hexdigest()
+    had = {"Id": last["Id"], "MessageId": proxy.first_sent, "MD5OfMessageBody": body}
+    return Answer(200, json.dumps({**found, "Successful": [*found["Successful"], had]}).encode())
+
+
 def _subset(_: SqsFaults, arguments: Mapping[str, Any], forward: Forward) -> Answer:
     return forward({**arguments, "MaxNumberOfMessages": 1})
 
@@ -279,6 +292,7 @@ FAULTS: Mapping[str, tuple[str, Callable[[SqsFaults, Mapping[str, Any], Forward]
     "unlisted": ("SendMessageBatch", _unlisted),  # taken, and in neither list
     "unlisted_unsent": ("SendMessageBatch", _unlisted_unsent),  # not taken, and in neither list
     "other_sum": ("SendMessageBatch", _other_sum),  # something was taken, with another body's sum
+    "swallowed": ("SendMessageBatch", _swallowed),  # the last: its deduplication id was used before
     # receives
     "fine_receive": ("ReceiveMessage", _fine),
     "receive_throttled": ("ReceiveMessage", _throttled),
