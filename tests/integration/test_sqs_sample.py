@@ -42,7 +42,8 @@ def test_the_command_says_so_before_it_looks(
     monkeypatch.setattr(
         look.terminal, "warn", lambda text: said.append((text, len(sqs_faults.of("ReceiveMessage"))))
     )
-    look.sample.callback.__wrapped__(rig.config, 5, False, False)  # type: ignore[union-attr]
+    assert look.sample.callback is not None
+    look.sample.callback(rig.config, 5, False, False)
     ((text, received),) = said
     assert "A look is a touch: up to 5 entries" in text
     assert received == 0

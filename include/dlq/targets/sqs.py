@@ -219,7 +219,7 @@ class SqsSender:
             return "too_many_attributes", {}
         attributes = {}
         for number, (name, value) in enumerate(theirs):
-            kind = output.types[number] if number < len(output.types) else "String"
+            kind = output.types[number] if number < len(output.types) else _kind(value)
             content = _content(kind, value)
             if content is None:
                 return "attribute_is_no_text", {}
@@ -272,6 +272,11 @@ def _group(output: Output) -> str:
         return found
     key = output.key or b"dlq"
     return hashlib.sha256(key).hexdigest()[:32]
+
+
+def _kind(value: bytes | None) -> str:
+    """The DataType of what came from elsewhere, where headers have none."""
+    return "Binary" if value and _content("String", value) is None else "String"
 
 
 def _content(kind: str, value: bytes | None) -> dict[str, Any] | None:
