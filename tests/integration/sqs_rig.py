@@ -18,7 +18,7 @@ from tests.integration.rig import TRANSIENT, Rig, _kafka, wait_until
 
 from dlq import plan
 from dlq.archive import Archive, Rows
-from dlq.conservation import verify_conservation
+from dlq.conservation import Proof, prove
 from dlq.drain import Drain
 from dlq.entry import payload_sha
 from dlq.intake import take_custody
@@ -250,11 +250,11 @@ class SqsRig(Rig):
         print(self.queue, figures)
         return figures
 
-    def check_same_figures(self, drain: Drain) -> tuple[dict[str, Any], ReportData]:
+    def check_same_figures(self, drain: Drain) -> tuple[Proof, ReportData]:
         """The proof holds, and says what the report and the rows say."""
-        proof, report = verify_conservation(drain), build_report(drain)
-        assert proof["proven"], proof["said"]
-        held, told = proof["accounts"], report.numbers
+        proof, report = prove(drain), build_report(drain)
+        assert proof.broken == []
+        held, told = proof.accounts, report.numbers
         assert (held["before"], held["taken"], held["settled"], held["unsettled"]) == (
             told.open_before,
             told.taken,

@@ -16,8 +16,14 @@ from dlq.replay import drain_remaining
 Make = Callable[..., SqsRig]
 
 
-@pytest.mark.parametrize("successor", ["the retry of its own drain", "a new drain"])
-@pytest.mark.parametrize("point", ["sending:2", "calling:3", "sent:2"])
+@pytest.mark.parametrize(
+    ("point", "successor"),
+    [
+        ("sending:2", "the retry of its own drain"),
+        ("calling:3", "a new drain"),
+        ("sent:2", "the retry of its own drain"),
+    ],
+)
 def test_a_job_that_slept_while_it_sent_doubles_nothing(
     make_sqs_rig: Make, point: str, successor: str
 ) -> None:

@@ -28,7 +28,10 @@ def test_a_sample_holds_few_and_gives_them_back(make_sqs_rig: Make, sqs_faults: 
     back = sqs_faults.of("ChangeMessageVisibilityBatch")
     assert [entry["VisibilityTimeout"] for call in back for entry in call["Entries"]] == [0] * 50
     counts = rig.client.get_queue_attributes(QueueUrl=rig.dlq_url, AttributeNames=["All"])["Attributes"]
-    assert (counts["ApproximateNumberOfMessages"], counts["ApproximateNumberOfMessagesNotVisible"]) == ("80", "0")
+    assert (counts["ApproximateNumberOfMessages"], counts["ApproximateNumberOfMessagesNotVisible"]) == (
+        "80",
+        "0",
+    )
     assert not sqs_faults.of("DeleteMessageBatch")
 
 
