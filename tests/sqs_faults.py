@@ -36,6 +36,13 @@ Forward = Callable[[Mapping[str, Any]], Answer]
 """Asks the server itself."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client was killed."""
+
+
 class SqsFaults:
     """The proxy; a context manager. Faults come by chance, by :meth:`next`, or not at all.
 
@@ -56,8 +63,7 @@ class SqsFaults:
         self.injected: Counter[str] = Counter()
         self.calls: list[tuple[str, dict[str, Any]]] = []
         """Each call's action and arguments, as the client made it."""
-        self._server = ThreadingHTTPServer((HOST, 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server((HOST, 0), self._handler())
         self.endpoint = f"http://{HOST}:{self._server.server_port}"
 
     def __enter__(self) -> Self:
