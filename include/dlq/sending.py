@@ -172,9 +172,10 @@ class SendRun:
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             ledger.hold_writer(tx, self.job.id, self._token)
-            ledger.settle_sent(tx, self.job, drain.id, taken, refused, doubtful, cursor)
-            if self._ordered and (refused or doubtful):
-                self.skipped += ledger.hold_back_after(tx, self.job, [*refused, *doubtful])
+            swallowed = ledger.settle_sent(tx, self.job, drain.id, taken, refused, doubtful, cursor)
+            if self._ordered and (unsent := [*refused, *doubtful, *swallowed]):
+                self.skipped += ledger.hold_back_after(tx, self.job, unsent)
+                self._outbox.forget()
             if doubtful and self._resends:
                 ledger.free_doubtful(tx, self.job, doubtful)
 
@@ -224,8 +225,6 @@ class SendRun:
         refused = answered.refused | dict.fromkeys(answered.late, "ready")
         self._settle(answered.taken, refused, answered.doubtful, cursor)
         self.skipped += len(refused) + len(answered.doubtful)
-        if self._ordered and (refused or answered.doubtful):
-            self._outbox.forget()
         self.cursor = cursor
 
     def _deliver(self, outputs: Sequence[Output], call_by: float, *, fixed: bool = False) -> _Answered:

@@ -137,8 +137,11 @@ def test_what_is_older_than_the_time_of_deduplication_is_in_doubt(
     assert rig.count("state = 'sending'") == 0
 
 
-def test_a_send_that_was_swallowed_is_not_taken_for_one(make_sqs_rig: Make, sqs_faults: SqsFaults) -> None:
+def test_a_send_that_was_swallowed_is_not_taken_for_one(
+    make_sqs_rig: Make, sqs_faults: SqsFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQS answers with the message that it had: the ledger has it, too."""
+    monkeypatch.setattr(sending, "WINDOW", 1)
     rig = make_sqs_rig(fifo=True, endpoint=sqs_faults.endpoint)
     drain = rig.taken(3, groups=1)
     sqs_faults.next("fine_send", "swallowed")

@@ -407,12 +407,12 @@ def settle_sent(
     refused: Mapping[int, str],
     doubtful: Sequence[int],
     cursor: int,
-) -> None:
+) -> set[int]:
     """What became of lines marked as being sent: taken by the target, certainly refused (open with that reason), or
-    not known. One that the target says to be a message it had before was swallowed: nothing was sent."""
-    had = _refs_had(tx, settled, taken)
-    refused = {**refused, **{d.ordinal: "swallowed" for d in taken if d.ref in had}}
-    taken = [d for d in taken if d.ref not in had]
+    not known. One whose message is another line's was swallowed, not sent: returns those ordinals, open now."""
+    swallowed = _swallowed(tx, settled, taken)
+    refused = {**refused, **dict.fromkeys(swallowed, "swallowed")}
+    taken = [d for d in taken if d.ordinal not in swallowed]
     state = "handed_back" if settled.kind == "hand_back" else "replayed"
     reason = "sent, outcome not known yet" if state == "replayed" else "handed back to the queue"
     by_reason: dict[str, list[int]] = {}
@@ -440,17 +440,22 @@ def settle_sent(
             [{"line": d.ordinal, "became": d.ref} for d in taken],
         )
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
+    return swallowed
 
 
-def _refs_had(tx: Connection, settled: Job, taken: Sequence[Delivered]) -> set[str]:
-    found: set[str] = set()
-    lines = {d.ref: d.ordinal for d in taken if d.ref is not None}
-    for some in batched(list(lines), 500):
+def _swallowed(tx: Connection, settled: Job, taken: Sequence[Delivered]) -> set[int]:
+    """The ordinals whose message is another line's."""
+    owners: dict[str, tuple[str, int]] = {}
+    for some in batched([d.ref for d in taken if d.ref is not None], 500):
         rows = tx.execute(
             select(delivery.c.job, delivery.c.ordinal, delivery.c.ref).where(delivery.c.ref.in_(some))
         )
-        found.update(str(r.ref) for r in rows if (r.job, r.ordinal) != (settled.id, lines[r.ref]))
-    return found
+        owners.update({str(r.ref): (str(r.job), int(r.ordinal)) for r in rows})
+    return {
+        d.ordinal
+        for d in taken
+        if d.ref is not None and owners.setdefault(d.ref, (settled.id, d.ordinal)) != (settled.id, d.ordinal)
+    }
 
 
 def free_doubtful(tx: Connection, settled: Job, ordinals: Sequence[int]) -> None:
