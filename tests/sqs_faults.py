@@ -57,6 +57,7 @@ class SqsFaults:
         self._lock = threading.Lock()
         self._next: dict[str, deque[str]] = {}
         self._lent: deque[dict[str, Any]] = deque(maxlen=200)
+        self._known: set[str] = set()
         self._deleted: deque[dict[str, Any]] = deque(maxlen=200)
         self._here = threading.local()
         self.first_sent = ""
@@ -133,7 +134,9 @@ class SqsFaults:
             return
         with self._lock:
             if action == "ReceiveMessage":
-                self._lent.extend(json.loads(answer.body).get("Messages") or [])
+                got = json.loads(answer.body).get("Messages") or []
+                self._lent.extend(m for m in got if m["MessageId"] not in self._known)
+                self._known.update(m["MessageId"] for m in got)
             elif action == "SendMessageBatch":
                 sent = json.loads(answer.body)["Successful"]
                 self.first_sent = self.first_sent or (sent[0]["MessageId"] if sent else "")
@@ -142,10 +145,10 @@ class SqsFaults:
                 self._deleted.extend(m for m in self._lent if m["ReceiptHandle"] in gone)
 
     def some(self, kind: str, most: int = 2) -> list[dict[str, Any]]:
-        """Messages that were ``lent`` or ``deleted`` before."""
+        """Messages that were ``lent`` or ``deleted`` before; each once, or a queue would never seem empty."""
         with self._lock:
-            kept = list(self._lent if kind == "lent" else self._deleted)
-            return self._random.sample(kept, min(most, len(kept)))
+            kept = self._lent if kind == "lent" else self._deleted
+            return [kept.popleft() for _ in range(min(most, len(kept)))]
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self
