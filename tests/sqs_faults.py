@@ -323,8 +323,9 @@ FAULTS: Mapping[str, tuple[str, Callable[[SqsFaults, Mapping[str, Any], Forward]
 CAMPAIGN: Mapping[str, float] = {
     **dict.fromkeys(("lost", "unsent", "send_500", "unlisted", "unlisted_unsent", "sender_fault"), 0.01),
     **dict.fromkeys(("send_throttled", "service_fault"), 0.05),
-    **dict.fromkeys(("receive_throttled", "receive_lost"), 0.01),
-    **dict.fromkeys(("subset", "empty", "duplicate", "reappear", "expired", "undeleted"), 0.05),
+    **dict.fromkeys(("receive_throttled", "receive_lost"), 0.002),
+    **dict.fromkeys(("subset", "empty", "duplicate", "reappear"), 0.02),  # there are many polls
+    **dict.fromkeys(("expired", "undeleted"), 0.05),
     **dict.fromkeys(("delete_lost", "delete_throttled"), 0.02),
     "stale": 0.1,
 }

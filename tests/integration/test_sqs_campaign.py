@@ -27,8 +27,11 @@ KINDS = (*TRANSIENT, *TRANSIENT, *OTHERS)
 
 
 @pytest.fixture
-def endpoint(elasticmq: ElasticMq) -> Iterator[str]:
-    """A server that does to its clients what AWS does."""
+def endpoint(request: pytest.FixtureRequest, elasticmq: ElasticMq) -> Iterator[str]:
+    """The server; in the long runs one that does to its clients what AWS does."""
+    if request.node.get_closest_marker("slow") is None:
+        yield elasticmq.endpoint
+        return
     with SqsFaults(elasticmq.port, chances=CAMPAIGN, seed=7) as proxy:
         yield proxy.endpoint
         print(f"{proxy.injected.total()} faults in {len(proxy.calls)} calls: {dict(proxy.injected)}")
