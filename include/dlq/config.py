@@ -122,15 +122,26 @@ class SqsSource(_Model):
 class SqsTarget(_Model):
     """Where replays go. ``allow`` lists the queues an entry's own may select among; ``queue`` (if set) takes all.
 
-    ``on_ambiguous`` is what becomes of a message of which it is not known whether it was sent.
+    ``on_ambiguous`` is what becomes of a message of which it is not known whether it was sent. FIFO queues are ordered
+    by key, the message group; there is no order on others.
     """
 
     kind: Literal["sqs"]
     connection: str
     allow: tuple[str, ...] = Field(min_length=1)
     queue: str | None = None
-    ordering: Literal["none"] = "none"
+    ordering: Literal["none", "per_key"] = "none"
     on_ambiguous: Literal["hold", "resend"] = "hold"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fifo_is_ordered(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(allow := data.get("allow"), (list, tuple)):
+            fifo = any(str(queue).endswith(".fifo") for queue in allow)
+            if data.get("ordering") == "per_key" and not fifo:
+                raise ValueError("ordering: none of the queues in allow is FIFO (.fifo); remove it")
+            return {**data, "ordering": "per_key" if fifo else "none"}
+        return data
 
     @model_validator(mode="after")
     def _queue_is_allowed(self) -> SqsTarget:

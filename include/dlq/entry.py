@@ -39,6 +39,14 @@ class Record(msgspec.Struct, gc=False):
     system: tuple[tuple[str, str], ...] = ()
     transport: Literal["kafka", "sqs"] = "kafka"
 
+    @property
+    def lane(self) -> bytes | None:
+        """What its order is kept by, where a target keeps one: its key, or an SQS message's group."""
+        if self.key is not None or not self.system:
+            return self.key
+        group = dict(self.system).get("MessageGroupId")
+        return None if group is None else group.encode()
+
 
 class Understood(msgspec.Struct, gc=False):
     """What an envelope decoder read from a record; ``None`` where the record does not say.

@@ -308,11 +308,8 @@ class Intake:
                 else:
                     reason = "conflict"  # it says it is our replay, but carries something else
             size = len(record.key or b"") + len(record.value or b"")
-            key_hash = (
-                blake2b(record.key, digest_size=8).hexdigest()
-                if self._keyed and record.key is not None
-                else None
-            )
+            key = record.lane if self._keyed else None
+            key_hash = None if key is None else blake2b(key, digest_size=8).hexdigest()
             rows.append(
                 (
                     queue,

@@ -35,8 +35,9 @@ class Chunk(msgspec.Struct, frozen=True):
 class Outbox:
     """Gives a job's next records in order. What waits for disks is in :meth:`read_ahead`; the rest only computes."""
 
-    def __init__(self, drain: Drain, job: Job) -> None:
+    def __init__(self, drain: Drain, job: Job, state: str = "planned") -> None:
         self._drain = drain
+        self._state = state
         self._job = job
         self._handed_back = job.kind == "hand_back"
         # An SQS message has ten attributes, and one group that reads it.
@@ -82,7 +83,8 @@ class Outbox:
         page = records * max(1, _PAGE // records)
         if len(self._lines) < page and self._read_to < until:
             with self._drain.ledger.read() as tx:
-                lines = ledger.items(tx, self._job.id, self._read_to, until, max(page, _LINES))
+                most = max(page, _LINES)
+                lines = ledger.items(tx, self._job.id, self._read_to, until, most, self._state)
                 unknown = {line.segment for line in lines} - self._files.keys()
                 self._files.update(ledger.segment_uris(tx, unknown))
             self._read_to = lines[-1].ordinal + 1 if lines else until

@@ -18,9 +18,6 @@ from dlq.pace import CANARY
 READY = ("ready", "fixed")
 """Reasons of open entries that a replay may take without asking a person again."""
 
-BLOCKED = "earlier_entry_of_key"
-"""Reason of an open entry that would be ready, but for an earlier one of its key."""
-
 _PAGE = 4_000
 _START_WITHIN_S = 3_600.0
 _UNSENT = ("open", "planned", "sending", "ambiguous")
@@ -280,11 +277,13 @@ def block_by_key(drain: Drain) -> int:
     keyed = and_(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.key_hash.is_not(None))
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         # One that is blocked itself blocks nothing more than what blocks it.
-        free = and_(keyed, entry.c.reason == BLOCKED, ~_blocked(drain, (*READY, BLOCKED)))
+        free = and_(keyed, entry.c.reason == ledger.EARLIER, ~_blocked(drain, (*READY, ledger.EARLIER)))
         tx.execute(update(entry).where(entry.c.id.in_(select(entry.c.id).where(free))).values(reason="ready"))
         waiting = and_(keyed, entry.c.reason.in_(READY), _blocked(drain, READY))
         ids = select(entry.c.id).where(waiting)
-        return int(tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason=BLOCKED)).rowcount)
+        return int(
+            tx.execute(update(entry).where(entry.c.id.in_(ids)).values(reason=ledger.EARLIER)).rowcount
+        )
 
 
 def summary(drain: Drain) -> list[dict[str, Any]]:

@@ -141,6 +141,14 @@ class Source(Protocol):
         :param glance: only see what has come: a queue without a log need not be shown to be empty, which takes it long.
         """
 
+    def peek(self, most: int, seconds: float) -> list[Record]:
+        """At most ``most`` records of a queue without a log, where a look is a touch: they are received, held together
+        and given back.
+
+        :raises dlq.errors.Refused: where that could push them on.
+        :raises dlq.errors.SourceError: when the queue can't be read.
+        """
+
     def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
         """The records of another topic beside the queue at these partitions and offsets; without those that are gone,
         or for which the time or the room did not last. A queue that has no such thing gives none. Never raises.
@@ -236,6 +244,9 @@ class Refusal(msgspec.Struct, frozen=True):
 
 class Sender(Protocol):
     """Sends to a target without transactions: what a call did can stay unknown."""
+
+    again_s: float
+    """How long after an output was first sent the target passes it over when it is sent again; 0: not at all."""
 
     def waves(self, outputs: Sequence[Output]) -> list[list[Output]]:
         """``outputs`` in groups that may go side by side; a later one waits for those before, where order matters."""

@@ -1,4 +1,4 @@
-"""A look at the dead-letter queue itself, without a drain: nothing is taken, nothing is told to the queue."""
+"""A look at the dead-letter queue itself, without a drain: nothing is taken, and a queue with a log is told nothing."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def oldest(
     source: Source, positions: Mapping[int, int], most: int, deadline_s: float = _DEADLINE_S
 ) -> list[Record]:
     """The records that :func:`sample` shows; fewer where the time is up."""
+    if not source.has_log:
+        return source.peek(most, deadline_s)
     by_part = _shares(source.depth(positions).by_part, most)
     deadline = time.monotonic() + deadline_s
     columns = [list(_oldest(source, positions, part, share, deadline)) for part, share in by_part.items()]

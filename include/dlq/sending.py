@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -13,7 +15,7 @@ from dlq.drain import Drain
 from dlq.errors import Fenced
 from dlq.jobs import JobRun, paused
 from dlq.ledger import jobs as ledger
-from dlq.ledger.jobs import Item, Job
+from dlq.ledger.jobs import Item, Job, Marked
 from dlq.orchestrator import OrchestratorError
 from dlq.outbox import Outbox
 from dlq.pace import Rate
@@ -54,6 +56,16 @@ def running(drain: Drain, job_id: str) -> Run:
     return JobRun(drain, job_id) if drain.target_of(kind).transactional else SendRun(drain, job_id)
 
 
+@dataclass
+class _Answered:
+    """What became of lines: taken, refused with the reason, in doubt, or too late to be called at all."""
+
+    taken: list[Delivered] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    doubtful: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+
+
 class SendRun:
     """The writer of a job whose target knows no transactions (see :class:`Run`)."""
 
@@ -65,7 +77,6 @@ class SendRun:
         with drain.ledger.read() as tx:
             self.job = ledger.get(tx, job_id)
         self._outbox = Outbox(drain, self.job)
-        self._stopped: set[str] = set()
         self.cursor = self.job.cursor
         self.skipped = 0
 
@@ -85,9 +96,11 @@ class SendRun:
         with drain.ledger.read() as tx:
             left = ledger.being_sent(tx, job.id)
             self.job = ledger.get(tx, job.id)
-        if left:
-            self._settle_left(left)
         self.cursor = self.job.cursor
+        if left:
+            # A window is marked as a whole: nothing before is still to be sent.
+            self.cursor = left[-1].ordinal + 1
+            self._settle_left(self._send_again(left))
         return self
 
     def __exit__(
@@ -95,14 +108,46 @@ class SendRun:
     ) -> None:
         """Nothing is held open."""
 
-    def _settle_left(self, left: dict[int, str]) -> None:
-        """A killed try had marked these: where the orchestrator has seen one it was sent, the others stay in doubt."""
+    def _send_again(self, left: Sequence[Marked]) -> list[Marked]:
+        """A killed try had marked these: those so young that the target passes over what it has already are sent
+        again, under the same key; returns the others.
+        """
+        young = [m for m in left if m.at > clock.after(-self._sender.again_s)]
+        if not young:
+            return list(left)
+        outbox = Outbox(self._drain, self.job, "sending")
+        call_by = time.monotonic() + self._sender.again_s - _age_s(young[0].at)
+        first, until = young[0].ordinal, young[-1].ordinal + 1
+        known: set[int] = set()
+        while first < until:
+            chunk = outbox.next(first, until, WINDOW)
+            if not chunk.items:  # broken in the archive: in doubt, like what is too old
+                break
+            answered = self._deliver(chunk.outputs, call_by, fixed=True)
+            self._settle(answered.taken, answered.refused, [], chunk.items[-1].ordinal + 1)
+            known.update(d.ordinal for d in answered.taken)
+            known.update(answered.refused)
+            first = chunk.items[-1].ordinal + 1
+        self._drain.note(
+            "replay",
+            f"job {self.job.id}: a try died while it sent {len(left)}: {len(known)} were sent again under the same "
+            "deduplication ids",
+            level="warning",
+        )
+        return [m for m in left if m.ordinal not in known]
+
+    def _settle_left(self, left: Sequence[Marked]) -> None:
+        """Of these it is not known whether they were sent: where the orchestrator has seen one it was, the others stay
+        in doubt.
+        """
+        if not left:
+            return
         drain = self._drain
         seen: set[str] = set()
         if drain.orchestrator is not None:
             try:
                 if "outcome" in drain.orchestrator.capabilities():
-                    said = drain.orchestrator.outcomes(list(left.values()))
+                    said = drain.orchestrator.outcomes([m.key for m in left])
                     seen = {key for key, found in said.items() if found.state in _KNOWN}
             except OrchestratorError as error:
                 drain.note(
@@ -110,9 +155,9 @@ class SendRun:
                     f"job {self.job.id}: what a killed try sent can't be asked: {error}",
                     level="warning",
                 )
-        sent = [Delivered(ordinal, None, None) for ordinal, key in left.items() if key in seen]
-        doubtful = [ordinal for ordinal, key in left.items() if key not in seen]
-        self._settle(sent, {}, doubtful, self.job.cursor)
+        sent = [Delivered(m.ordinal, None, None) for m in left if m.key in seen]
+        doubtful = [m.ordinal for m in left if m.key not in seen]
+        self._settle(sent, {}, doubtful, self.cursor)
         drain.note(
             "replay",
             f"job {self.job.id}: a try died while it sent {len(left)}: {len(sent)} were seen by the orchestrator, "
@@ -126,9 +171,16 @@ class SendRun:
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             ledger.hold_writer(tx, self.job.id, self._token)
-            ledger.settle_sent(tx, self.job, drain.id, taken, refused, doubtful, cursor)
+            swallowed = ledger.settle_sent(tx, self.job, drain.id, taken, refused, doubtful, cursor)
+            if self._ordered and (unsent := [*refused, *doubtful, *swallowed]):
+                self.skipped += ledger.hold_back_after(tx, self.job, unsent)
+                self._outbox.forget()
             if doubtful and self._resends:
                 ledger.free_doubtful(tx, self.job, doubtful)
+
+    @property
+    def _ordered(self) -> bool:
+        return self._drain.config.target.ordering == "per_key"
 
     @property
     def _resends(self) -> bool:
@@ -157,41 +209,55 @@ class SendRun:
     def _skip(self, item: Item, reason: str) -> None:
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
-            self.skipped += ledger.skip(tx, self.job, item, reason, per_key=False)
+            self.skipped += ledger.skip(tx, self.job, item, reason, per_key=self._ordered)
         self._outbox.forget()
 
     def _send(self, outputs: Sequence[Output], cursor: int) -> None:
-        """A window: marked, sent wave by wave, settled. Where one of a lane was not taken the later ones wait."""
+        """A window: marked, sent wave by wave, settled."""
         drain = self._drain
         with drain.ledger.write(drain.queue, drain.epoch) as tx:
             ledger.hold_writer(tx, self.job.id, self._token)
             marked = ledger.mark_sending(tx, self.job, [o.ordinal for o in outputs], clock.now())
-        call_by = time.monotonic() + _CALL_WITHIN_S
-        taken: list[Delivered] = []
-        refused: dict[int, str] = {}
-        doubtful: list[int] = []
-        for wave in self._sender.waves([o for o in outputs if o.ordinal in marked]):
-            now = [o for o in wave if (lane := self._sender.lane(o)) is None or lane not in self._stopped]
-            refused.update({o.ordinal: "earlier_of_its_group" for o in wave if o not in now})
+        answered = self._deliver(
+            [o for o in outputs if o.ordinal in marked], time.monotonic() + _CALL_WITHIN_S
+        )
+        refused = answered.refused | dict.fromkeys(answered.late, "ready")
+        self._settle(answered.taken, refused, answered.doubtful, cursor)
+        self.skipped += len(refused) + len(answered.doubtful)
+        self.cursor = cursor
+
+    def _deliver(self, outputs: Sequence[Output], call_by: float, *, fixed: bool = False) -> _Answered:
+        """Send wave by wave; where one of a lane was not taken, its later ones wait.
+
+        :param call_by: (monotonic) when the first call must have begun; a later one as long after the one before it
+            ended, or all by then, tried again or not (``fixed``).
+        """
+        answered = _Answered()
+        stopped: set[str] = set()
+        for wave in self._sender.waves(outputs):
+            lanes = {o.ordinal: self._sender.lane(o) for o in wave}
+            now = [o for o in wave if lanes[o.ordinal] is None or lanes[o.ordinal] not in stopped]
+            waiting = (o.ordinal for o in wave if o not in now)
+            answered.refused.update(dict.fromkeys(waiting, self.job.rest(ledger.EARLIER)))
             if time.monotonic() > call_by:
-                refused.update({o.ordinal: "ready" for o in now})
+                answered.late.extend(o.ordinal for o in now)
                 continue
-            answers = {a.ordinal: a for a in self._sender.send(now, time.monotonic() + _ANSWER_WITHIN_S)}
+            until = call_by if fixed else time.monotonic() + _ANSWER_WITHIN_S
+            answers = {a.ordinal: a for a in self._sender.send(now, until)}
             for output in now:
                 answer = answers.get(output.ordinal)
                 if isinstance(answer, Delivered):
-                    taken.append(answer)
+                    answered.taken.append(answer)
                     continue
                 if isinstance(answer, Refusal):
-                    refused[output.ordinal] = answer.reason
+                    answered.refused[output.ordinal] = answer.reason
                 else:
-                    doubtful.append(output.ordinal)
-                if (lane := self._sender.lane(output)) is not None:
-                    self._stopped.add(lane)
-            call_by = time.monotonic() + _CALL_WITHIN_S
-        self._settle(taken, refused, doubtful, cursor)
-        self.skipped += len(refused) + len(doubtful)
-        self.cursor = cursor
+                    answered.doubtful.append(output.ordinal)
+                if (lane := lanes[output.ordinal]) is not None:
+                    stopped.add(lane)
+            if not fixed:
+                call_by = time.monotonic() + _CALL_WITHIN_S
+        return answered
 
     def close(self, ended: str, rest: str) -> int:
         """End the job; what was not sent is open again. Returns how many that were."""
@@ -199,3 +265,7 @@ class SendRun:
         return ledger.close(
             drain.ledger, drain.queue, drain.epoch, self.job.id, ended, rest, writer=self._token
         )
+
+
+def _age_s(at: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()

@@ -75,6 +75,11 @@ class Seen(NamedTuple):
         return None if found is None else found.decode("utf-8", "replace")
 
 
+def _kafka(bootstrap: str) -> dict[str, Any]:
+    """A Connection to a broker, its fields as JSON has them."""
+    return {"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap}}
+
+
 def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> Any:
     """Poll ``condition`` until it is true and return it."""
     deadline = time.monotonic() + seconds
@@ -168,6 +173,11 @@ class Rig:
             "archive": str(folder / "archive"),
             "report": str(folder / "report"),
         }
+        self.connection_data = {"kafka": _kafka(bootstrap)}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the ledger; nothing runs yet."""
         self.config = QueueConfig.model_validate(self.data)
         Ledger.create(self.config.ledger)
         self._admin: AdminClient | None = None
@@ -188,7 +198,7 @@ class Rig:
 
     @property
     def connections(self) -> Connections:
-        return lambda name: Connection(name, "kafka", extra={"bootstrap.servers": self.bootstrap})
+        return lambda name: Connection(name, **self.connection_data[name])
 
     # Dead letters
 
@@ -402,7 +412,7 @@ class Rig:
         """A process of its own that does ``steps`` in turn; see :mod:`tests.integration.worker`."""
         spec = {
             "config": self.config.model_dump(mode="json"),
-            "bootstrap": self.bootstrap,
+            "connections": self.connection_data,
             **self.tuning,
             **tuning,
             "die": die,

@@ -4,9 +4,10 @@ It is forked from a server that has imported all this before (a restart costs mi
 imports), reads
 ``spec.json`` in the folder it is given, and writes ``out`` and ``err`` there. The spec holds the queue's
 configuration, the
-broker, the steps, and
+fields of its Connections by id, the steps, and
 
-* ``lease_s``, ``grace_s``: of the queue's lease; ``batch``: entries an intake batch; ``records``: a transaction's
+* ``lease_s``, ``grace_s``: of the queue's lease; ``batch``: entries an intake batch; ``records``: a transaction's, or
+  marked at once
 * ``die``, ``stop``: ``point:n``, SIGKILL this process when it comes to that crash point for the n-th time; or
 SIGSTOP it there
 
@@ -31,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dlq import intake, jobs, replay, triage
+from dlq import intake, jobs, replay, sending, triage
 from dlq.archive import Archive
 from dlq.config import QueueConfig
 from dlq.drain import Drain, drain_id
@@ -41,7 +42,9 @@ from dlq.ledger import jobs as ledger_jobs
 from dlq.opening import open_drain
 from dlq.ports import Connection
 from dlq.sources.kafka import KafkaPass
+from dlq.sources.sqs import SqsPass
 from dlq.targets.kafka import KafkaWriter
+from dlq.targets.sqs import SqsSender
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -68,6 +71,17 @@ POINTS: Mapping[str, tuple[Any, str, str]] = {
     "confirmed": (ledger_jobs, "confirm_below", "after"),
     "unclosed": (ledger_jobs, "close", "before"),
     "closed": (ledger_jobs, "close", "after"),
+    # the same on SQS
+    "received": (SqsPass, "read", "after"),
+    "undeleted": (SqsPass, "acknowledge", "before"),  # rows are committed, nothing is deleted
+    "deleted": (SqsPass, "acknowledge", "after"),
+    "marked": (ledger_jobs, "mark_sending", "after"),  # in the transaction: it must not hold
+    "sending": (SqsSender, "send", "before"),  # marked, nothing is sent
+    "calling": (SqsSender, "_call", "before"),  # of several calls side by side some may be under way
+    "called": (SqsSender, "_call", "after"),
+    "sent": (SqsSender, "send", "after"),  # sent, and the ledger doesn't know
+    "answered": (ledger_jobs, "settle_sent", "after"),  # in the transaction: it must not hold
+    "digested": (ledger_jobs, "confirm_sent_before", "after"),
 }
 """Crash points: what is called, and whether the process ends before or after it. (Only what core modules look up by
 attribute at each call can be wrapped so.)"""
@@ -126,7 +140,7 @@ class _Work:
         self.jobs: list[str] = []
 
     def _connection(self, name: str) -> Connection:
-        return Connection(name, "kafka", extra={"bootstrap.servers": self.spec["bootstrap"]})
+        return Connection(name, **self.spec["connections"][name])
 
     def do(self, step: str) -> dict[str, Any]:
         verb, _, what = step.partition(":")
@@ -180,7 +194,8 @@ def _main(spec: Mapping[str, Any]) -> int:
     intake.MAX_ENTRIES = spec["batch"]
     defaults = jobs.JobRun.__init__.__kwdefaults__
     assert defaults is not None
-    defaults["records"] = spec["records"]
+    defaults["records"] = sending.WINDOW = spec["records"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command has it
     _strike(spec["die"], signal.SIGKILL)
     for point in spec["stop"]:
         _strike(point, signal.SIGSTOP)

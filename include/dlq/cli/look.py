@@ -112,7 +112,7 @@ def sample(queue: QueueConfig, most: int, payload: bool, as_json: bool) -> None:
     """Look at entries still in the queue.
 
     At the oldest of each partition, without a drain. Nothing is taken, and the queue is told nothing.
-    Messages are shown redacted. Kafka only.
+    Of SQS some are received, held and given back, which it counts. Messages are shown redacted.
     """
     from dlq.sample import escaped, looking
     from dlq.sample import sample as look
@@ -122,6 +122,11 @@ def sample(queue: QueueConfig, most: int, payload: bool, as_json: bool) -> None:
             "Payloads follow as they are: they may hold secrets and personal data, and somebody else wrote them."
         )
     with looking(queue, from_environment) as (source, positions):
+        if not source.has_log:
+            terminal.warn(
+                f"A look is a touch: up to {most} entries of {queue.name} are received, which SQS counts, held for "
+                "up to 60 s, and given back; others can't receive them meanwhile."
+            )
         found = look(source, queue, positions, most)
         kept_ms = source.retention_ms()
     if as_json:

@@ -43,6 +43,9 @@ class PlanStale(DlqError):
 CLOSED_LATER = "closed by a later drain"
 """How a job ended that a drain, or an earlier life of it, left unfinished."""
 
+EARLIER = "earlier_entry_of_key"
+"""Why an entry that would be ready is open: an earlier one of its key waits."""
+
 HAND_BACK_UNFINISHED = "hand_back_unfinished"
 """Why what a restore did not get to is open again: it was to be handed back, so nobody but a person may replay it."""
 
@@ -329,18 +332,22 @@ _LINES = (
         entry.c.origin,
         entry.c.size,
     )
-    .join(
-        entry,
-        (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job) & (entry.c.state == "planned"),
-    )
+    .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
     .join(source, source.c.id == entry.c.source)
     .order_by(job_entry.c.ordinal)
 )
 
 
-def items(tx: Connection, job_id: str, first: int, until: int, limit: int) -> list[Item]:
-    """The next lines still planned, ordinals ``first`` ≤ n < ``until``."""
-    lines = _LINES.where(job_entry.c.job == job_id, job_entry.c.ordinal >= first, job_entry.c.ordinal < until)
+def items(
+    tx: Connection, job_id: str, first: int, until: int, limit: int, state: str = "planned"
+) -> list[Item]:
+    """The next lines whose entry is in ``state``, ordinals ``first`` ≤ n < ``until``."""
+    lines = _LINES.where(
+        job_entry.c.job == job_id,
+        job_entry.c.ordinal >= first,
+        job_entry.c.ordinal < until,
+        entry.c.state == state,
+    )
     return [Item(*row) for row in tx.execute(lines.limit(limit)).all()]
 
 
@@ -400,9 +407,12 @@ def settle_sent(
     refused: Mapping[int, str],
     doubtful: Sequence[int],
     cursor: int,
-) -> None:
+) -> set[int]:
     """What became of lines marked as being sent: taken by the target, certainly refused (open with that reason), or
-    not known."""
+    not known. One whose message is another line's was swallowed, not sent: returns those ordinals, open now."""
+    swallowed = _swallowed(tx, settled, taken)
+    refused = {**refused, **dict.fromkeys(swallowed, "swallowed")}
+    taken = [d for d in taken if d.ordinal not in swallowed]
     state = "handed_back" if settled.kind == "hand_back" else "replayed"
     reason = "sent, outcome not known yet" if state == "replayed" else "handed back to the queue"
     by_reason: dict[str, list[int]] = {}
@@ -441,6 +451,22 @@ def settle_sent(
             [{"line": d.ordinal, "became": d.ref} for d in taken],
         )
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
+    return swallowed
+
+
+def _swallowed(tx: Connection, settled: Job, taken: Sequence[Delivered]) -> set[int]:
+    """The ordinals whose message is another line's."""
+    owners: dict[str, tuple[str, int]] = {}
+    for some in batched([d.ref for d in taken if d.ref is not None], 500):
+        rows = tx.execute(
+            select(delivery.c.job, delivery.c.ordinal, delivery.c.ref).where(delivery.c.ref.in_(some))
+        )
+        owners.update({str(r.ref): (str(r.job), int(r.ordinal)) for r in rows})
+    return {
+        d.ordinal
+        for d in taken
+        if d.ref is not None and owners.setdefault(d.ref, (settled.id, d.ordinal)) != (settled.id, d.ordinal)
+    }
 
 
 def free_doubtful(tx: Connection, settled: Job, ordinals: Sequence[int]) -> None:
@@ -454,15 +480,24 @@ def free_doubtful(tx: Connection, settled: Job, ordinals: Sequence[int]) -> None
         )
 
 
-def being_sent(tx: Connection, job_id: str) -> dict[int, str]:
-    """The lines a killed try had marked, with the idempotency key of each."""
+class Marked(msgspec.Struct, frozen=True):
+    """A line that was about to be sent; ``at`` is when it was marked."""
+
+    ordinal: int
+    key: str
+    at: str
+
+
+def being_sent(tx: Connection, job_id: str) -> list[Marked]:
+    """The lines a killed try had marked, in order."""
     rows = tx.execute(
-        select(job_entry.c.ordinal, job_entry.c.idem_key)
+        select(job_entry.c.ordinal, job_entry.c.idem_key, delivery.c.sent_at)
         .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
+        .join(delivery, (delivery.c.job == job_entry.c.job) & (delivery.c.ordinal == job_entry.c.ordinal))
         .where(job_entry.c.job == job_id, entry.c.state == "sending")
         .order_by(job_entry.c.ordinal)
     )
-    return {int(ordinal): str(key) for ordinal, key in rows}
+    return [Marked(int(ordinal), str(key), str(at)) for ordinal, key, at in rows]
 
 
 def confirm_sent_before(tx: Connection, job_id: str, first: int, last: int, until: str) -> int:
@@ -512,18 +547,38 @@ def skip(tx: Connection, skipping: Job, item: Item, reason: str, *, per_key: boo
     )
     if not per_key or item.key_hash is None:
         return 1
+    return 1 + _hold_back(tx, skipping, item.key_hash, item.entry)
+
+
+def _hold_back(tx: Connection, skipping: Job, key_hash: str, after: int) -> int:
     to_come = select(job.c.id).where(job.c.plan == skipping.plan, job.c.state == "approved")
     later = tx.execute(
         update(entry)
         .where(
             or_(entry.c.job == skipping.id, entry.c.job.in_(to_come)),
             entry.c.state == "planned",
-            entry.c.key_hash == item.key_hash,
-            entry.c.id > item.entry,
+            entry.c.key_hash == key_hash,
+            entry.c.id > after,
         )
-        .values(state="open", job=None, reason=skipping.rest("earlier_entry_of_key"))
+        .values(state="open", job=None, reason=skipping.rest(EARLIER))
     )
-    return 1 + int(later.rowcount)
+    return int(later.rowcount)
+
+
+def hold_back_after(tx: Connection, settled: Job, ordinals: Iterable[int]) -> int:
+    """In a queue ordered by key, leave out what comes after these lines in their keys, as :func:`skip` does."""
+    held = 0
+    for some in batched(sorted(ordinals), 500):
+        first = (
+            select(entry.c.key_hash, func.min(entry.c.id))
+            .join(job_entry, job_entry.c.entry == entry.c.id)
+            .where(
+                job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some), entry.c.key_hash.is_not(None)
+            )
+            .group_by(entry.c.key_hash)
+        )
+        held += sum(_hold_back(tx, settled, str(key), int(n)) for key, n in tx.execute(first).all())
+    return held
 
 
 def close(

@@ -173,6 +173,9 @@ class KafkaDlq:
         found = self._consumer.offsets_for_times([moment], timeout=kafka.TIMEOUT_S)[0].offset
         return found if found >= 0 else high
 
+    def peek(self, _most: int, _seconds: float) -> list[Record]:
+        raise NotImplementedError("it has a log: a pass that acknowledges nothing leaves no trace")
+
     def originals(self, topic: str, places: Collection[tuple[int, int]]) -> Mapping[tuple[int, int], Record]:
         """Neighbours are read at once, read committed; at most :data:`_ORIGINALS_S` and :data:`_ORIGINALS_BYTES`."""
         found: dict[tuple[int, int], Record] = {}

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -20,6 +21,7 @@ from dlq import aws, sqs
 from dlq.config import SqsSource
 from dlq.entry import Headers, Record
 from dlq.errors import Refused, SourceError
+from dlq.ledger.custody import batched
 from dlq.ports import Batch, Connections, Depth, Echo, Range
 
 _RECEIVERS = 8
@@ -28,6 +30,7 @@ _EMPTY_POLLS = 3  # in a row, of all receivers together, since the last message 
 _WAITING = 1_000  # messages held by a pass and not read from it, at most
 _COUNT_EVERY_S = 15.0
 _GLANCE_S = 1.0
+_PEEK_HELD_S = 60
 
 
 class SqsDlq:
@@ -59,11 +62,7 @@ class SqsDlq:
     def check(self, _positions: Mapping[int, int], _ledger_id: str, _epoch: int) -> list[str]:
         """Who else is at the queue. It remembers nothing of us."""
         found = self._look()
-        if found.redrive and not self._config.redrives_on:
-            raise Refused(
-                f"queue {found.name} has a redrive policy of its own: receiving counts, and could push entries on to "
-                f"{found.redrive.get('deadLetterTargetArn')}. Drain that one first, or set source.redrives_on: true"
-            )
+        self._refuse_to_push_on(found)
         if moving := self._moving(found):
             raise Refused(
                 f"queue {found.name}: a message move task is {moving}; wait for it, or cancel it (aws sqs "
@@ -76,6 +75,13 @@ class SqsDlq:
                 "process did; they come back when their visibility ends"
             )
         return findings
+
+    def _refuse_to_push_on(self, found: sqs.Queue) -> None:
+        if found.redrive and not self._config.redrives_on:
+            raise Refused(
+                f"queue {found.name} has a redrive policy of its own: receiving counts, and could push entries on to "
+                f"{found.redrive.get('deadLetterTargetArn')}. Drain that one first, or set source.redrives_on: true"
+            )
 
     def _moving(self, found: sqs.Queue) -> str | None:
         try:
@@ -102,6 +108,29 @@ class SqsDlq:
         glance: bool = False,
     ) -> SqsPass:
         return SqsPass(self._client, self._look(), self._config, positions.get(0, 0), glance=glance)
+
+    def peek(self, most: int, seconds: float) -> list[Record]:
+        found, until = self._look(), time.monotonic() + min(seconds, _PEEK_HELD_S / 2)
+        self._refuse_to_push_on(found)
+        held: dict[str, tuple[str, Record]] = {}
+        empty = 0
+        try:
+            while len(held) < most and empty < _EMPTY_POLLS and time.monotonic() < until:
+                got = self._client.receive_message(
+                    QueueUrl=found.url,
+                    MaxNumberOfMessages=min(sqs.BATCH, most - len(held)),
+                    VisibilityTimeout=_PEEK_HELD_S,
+                    WaitTimeSeconds=1,
+                    MessageAttributeNames=["All"],
+                    MessageSystemAttributeNames=["All"],
+                ).get("Messages", [])
+                held.update({m["MessageId"]: (m["ReceiptHandle"], recorded(m)) for m in got})
+                empty = 0 if got else empty + 1
+        except (ClientError, BotoCoreError) as error:
+            raise SourceError(f"queue {found.name} can't be looked at: {aws.reason(error)}") from error
+        finally:
+            _give_back(self._client, found.url, [handle for handle, _ in held.values()])
+        return [record for _, record in held.values()]
 
     def originals(
         self, _topic: str, _places: Collection[tuple[int, int]]
@@ -231,7 +260,7 @@ class SqsPass:
             self._held.pop(place, None)
         calls = [
             [{"Id": str(n), "ReceiptHandle": handle} for n, (_, handle) in enumerate(some)]
-            for some in _tens(batch.receipts or [])
+            for some in batched(batch.receipts or [], sqs.BATCH)
         ]
 
         def delete(entries: list[dict[str, str]]) -> None:
@@ -252,22 +281,20 @@ class SqsPass:
         """Give back what is not in custody."""
         self._stop.set()
         self._pool.shutdown()
-        handles = [*self._held.items()]
+        handles = [*self._held.values()]
         while not self._come.empty():
-            handles.append(("", self._come.get()["ReceiptHandle"]))
-        for some in _tens(handles):
-            entries = [
-                {"Id": str(n), "ReceiptHandle": handle, "VisibilityTimeout": 0}
-                for n, (_, handle) in enumerate(some)
-            ]
-            try:
-                self._client.change_message_visibility_batch(QueueUrl=self._queue.url, Entries=entries)
-            except (ClientError, BotoCoreError):
-                return  # they come back by themselves
+            handles.append(self._come.get()["ReceiptHandle"])
+        _give_back(self._client, self._queue.url, handles)
 
 
-def _tens(receipts: Sequence[tuple[str, str]]) -> Iterator[Sequence[tuple[str, str]]]:
-    return (receipts[n : n + sqs.BATCH] for n in range(0, len(receipts), sqs.BATCH))
+def _give_back(client: Any, url: str, handles: Sequence[str]) -> None:
+    """Have messages visible at once; those of a call that fails come back by themselves."""
+    for some in batched(handles, sqs.BATCH):
+        entries = [
+            {"Id": str(n), "ReceiptHandle": handle, "VisibilityTimeout": 0} for n, handle in enumerate(some)
+        ]
+        with suppress(ClientError, BotoCoreError):
+            client.change_message_visibility_batch(QueueUrl=url, Entries=entries)
 
 
 def recorded(message: Mapping[str, Any]) -> Record:

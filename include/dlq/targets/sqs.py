@@ -26,6 +26,9 @@ _DENIED = {
     "QueueDoesNotExist",
 }
 _PAUSE_S = 0.2
+_DEDUPLICATED_S = 270.0
+"""So long a FIFO queue swallows what has the same deduplication id, with half a minute for the call and the clocks (it
+does for 5 minutes: SendMessage, API reference)."""
 
 
 class SqsReplay:
@@ -123,6 +126,7 @@ class SqsSender:
         self._client = client
         self._queue = queue
         self._most = min(_BODY, queue.number("MaximumMessageSize", _BODY))
+        self.again_s = _DEDUPLICATED_S if queue.fifo else 0.0
 
     def lane(self, output: Output) -> str | None:
         return _group(output) if self._queue.fifo else None
@@ -158,13 +162,17 @@ class SqsSender:
     def _call(
         self, some: Sequence[tuple[Output, dict[str, Any]]], deadline: float
     ) -> list[Delivered | Refusal]:
-        """One batch; what the service certainly did not take is asked again until the deadline."""
+        """One batch; what the service certainly did not take is asked again until the deadline, and on a FIFO queue
+        what is in doubt: it has the same deduplication id.
+        """
         left = {str(output.ordinal): (output, entry) for output, entry in some}
+        doubtful: set[str] = set()
         done: list[Delivered | Refusal] = []
         pause = _PAUSE_S
         while left:
             if time.monotonic() >= deadline:
-                done.extend(Refusal(output.ordinal, "throttled") for output, _ in left.values())
+                certain = [output for key, (output, _) in left.items() if key not in doubtful]
+                done.extend(Refusal(output.ordinal, "throttled") for output in certain)
                 break
             try:
                 answer = self._client.send_message_batch(
@@ -175,25 +183,24 @@ class SqsSender:
                     raise ConfigError(
                         f"target: nothing can be sent to {self._queue.name}: {aws.reason(error)}; grant sqs:SendMessage"
                     ) from error
-                if _status(error) >= 500:
-                    break  # it may have taken them all the same
-            except BotoCoreError:
-                break  # nor is it known when no answer came
+                if _status(error) >= 500:  # it may have taken them all the same
+                    doubtful.update(left)
+            except BotoCoreError:  # nor is it known when no answer came
+                doubtful.update(left)
             else:
                 for sent in answer.get("Successful", []):
                     output, entry = left.pop(sent["Id"])
-                    if sent.get("MD5OfMessageBody") == _md5(
-                        entry["MessageBody"]
-                    ):  # else: who knows what was taken
+                    # else: who knows what was taken
+                    if sent.get("MD5OfMessageBody") == _md5(entry["MessageBody"]):
                         done.append(Delivered(output.ordinal, None, None, sent["MessageId"]))
                 for failed in answer.get("Failed", []):
                     if failed.get("SenderFault"):
                         output, _ = left.pop(failed["Id"])
                         done.append(Refusal(output.ordinal, f"refused:{failed.get('Code', 'unknown')}"[:80]))
                 told = {each["Id"] for each in answer.get("Failed", [])}
-                left = {
-                    key: value for key, value in left.items() if key in told
-                }  # one in no list is in doubt
+                doubtful.update(left.keys() - told)  # one in no list is in doubt
+            if not self._queue.fifo:
+                left = {key: value for key, value in left.items() if key not in doubtful}
             if left:
                 time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(pause * 2, 5.0)
@@ -213,7 +220,7 @@ class SqsSender:
             return "too_many_attributes", {}
         attributes = {}
         for number, (name, value) in enumerate(theirs):
-            kind = output.types[number] if number < len(output.types) else "String"
+            kind = output.types[number] if number < len(output.types) else _kind(value)
             content = _content(kind, value)
             if content is None:
                 return "attribute_is_no_text", {}
@@ -266,6 +273,11 @@ def _group(output: Output) -> str:
         return found
     key = output.key or b"dlq"
     return hashlib.sha256(key).hexdigest()[:32]
+
+
+def _kind(value: bytes | None) -> str:
+    """The DataType of what came from elsewhere, where headers have none."""
+    return "Binary" if value and _content("String", value) is None else "String"
 
 
 def _content(kind: str, value: bytes | None) -> dict[str, Any] | None:
