@@ -77,6 +77,7 @@ def explained(lines: Iterable[bytes], classifier: Classifier) -> Iterator[dict[s
             "trace_id": what.trace_id,
             "dedupe_key": what.dedupe_key,
             "retry_count": what.retries,
+            "pointer": what.pointer,
             "category": group.category,
             "remedy": group.remedy,
             "rule": group.rule,

@@ -7,10 +7,10 @@ Kafka::
 
 SQS, as boto3 returns it but with ``BinaryValue`` in base64::
 
-    {"transport": "sqs", "message_id", "body", "attributes": {…},
+    {"transport": "sqs", "body", "attributes": {…},
      "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
 
-boto3's own spelling (``MessageId``, ``Body``, ``Attributes``, ``MessageAttributes``) is read too; what is missing is
+boto3's own spelling (``MessageId``, which an export may add as ``message_id``, ``Body``, ``Attributes``, ``MessageAttributes``) is read too; what is missing is
 not known.
 """
 
@@ -74,8 +74,10 @@ def imported(line: bytes) -> Record:
     """
     try:
         found = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadExport(f"not JSON: {error}") from None
+    except UnicodeDecodeError:
+        raise BadExport("not UTF-8") from None
     if not isinstance(found, dict):
         raise BadExport("not a JSON object")
     transport = found.get("transport")
@@ -87,7 +89,7 @@ def imported(line: bytes) -> Record:
 
 
 def _from_kafka(found: dict[str, Any]) -> Record:
-    part, pos = _number(found, "partition"), _number(found, "offset")
+    part, pos, when = (_number(found, key) for key in ("partition", "offset", "timestamp_ms"))
     return Record(
         part or 0,
         "" if pos is None else str(pos),
@@ -95,7 +97,7 @@ def _from_kafka(found: dict[str, Any]) -> Record:
         _bytes(found.get("key_b64"), "key_b64"),
         _bytes(found.get("value_b64"), "value_b64"),
         _headers(found.get("headers") or []),
-        _number(found, "timestamp_ms"),
+        None if when is None or when < 0 else when,  # a broker's -1 is none
     )
 
 
