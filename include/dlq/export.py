@@ -10,8 +10,8 @@ SQS, as boto3 returns it but with ``BinaryValue`` in base64::
     {"transport": "sqs", "body", "attributes": {…},
      "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
 
-boto3's own spelling (``MessageId``, which an export may add as ``message_id``, ``Body``, ``Attributes``, ``MessageAttributes``) is read too; what is missing is
-not known.
+boto3's own spelling (``MessageId``, which may stand there as ``message_id``, ``Body``, ``Attributes``,
+``MessageAttributes``) is read too; what is missing is not known.
 """
 
 from __future__ import annotations
