@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from base64 import b64encode
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -80,9 +81,27 @@ likely = st.sampled_from(
         b"1" * 5000,
         b"A" * 1024,
         "µ\u202e\u200b\ud7ff".encode(),
+        b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        b"80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1",
+        b"Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1",
+        b"_dd.p.tid=640cfd8d00000000",
+        b64encode(b'{"error": "no backend"}'),
+        b64encode(b"\xff\xfe\xfd"),
+        b"System.Exception: x ---> A.B: y",
     ]
 )
-values = st.one_of(st.none(), likely, st.binary(max_size=300))
+
+
+def spoiled(value: bytes, at: int, byte: int) -> bytes:
+    """A value that is right but for one byte: what comes nearest to be read, and must not raise."""
+    at %= len(value)
+    return value[:at] + bytes([byte]) + value[at + 1 :]
+
+
+nearly = st.builds(
+    spoiled, likely.filter(lambda value: len(value) < 100), st.integers(0, 99), st.integers(0, 255)
+)
+values = st.one_of(st.none(), likely, nearly, st.binary(max_size=300))
 headers = st.lists(st.tuples(names, values), max_size=25).map(tuple)
 
 KEYS = (
