@@ -68,7 +68,7 @@ _CODED = re.compile(
 _ERRNO = re.compile(r"\b(?:E[A-Z]{3,15}|EAI_[A-Z]{2,10})\b")
 _GRPC = re.compile(r"([A-Z]{3,20}(?:_[A-Z]{2,20}){0,4}): ")
 _STATUS_CODE = re.compile(r"\bStatusCode\.([A-Z_]{2,24})\b")
-_SNAKE = re.compile(r"\b[a-z]{2,24}(?:_[a-z]{2,24}){0,5}_(?:exception|error)\b")
+_SNAKE = re.compile(r"\b[a-z]{2,24}(?:_[a-z]{2,24}){0,5}_(?:exception|error)(?![\w.])")
 _ALONE = re.compile(r"[A-Z][A-Za-z]{2,40}+")
 _MOST_NAMED = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.memory_rig import MemoryRig, failure
 
@@ -26,13 +26,18 @@ runs = count()
 places = count()
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),  # an example is a whole drain: too dear to be made smaller
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(letters)
 def test_any_dead_letter_arrives_byte_for_byte(
     queue: MemoryRig, some: list[tuple[bytes | None, bytes | None, Headers, Headers]]
 ) -> None:
     queue.consumer()
-    wanted = {}
+    wanted: dict[str, tuple[object, ...]] = {}
     for key, value, first, then in some:
         failed = failure(next(places))
         headers = (*first, *failed, *then)  # one hop's headers between the record's own
