@@ -84,6 +84,7 @@ def explained(
             "trace_id": what.trace_id,
             "dedupe_key": what.dedupe_key,
             "retry_count": what.retries,
+            "pointer": what.pointer,
             "category": group.category,
             "remedy": group.remedy,
             "rule": group.rule,

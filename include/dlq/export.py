@@ -7,11 +7,11 @@ Kafka::
 
 SQS, as boto3 returns it but with ``BinaryValue`` in base64::
 
-    {"transport": "sqs", "message_id", "body", "attributes": {…},
+    {"transport": "sqs", "body", "attributes": {…},
      "message_attributes": {name: {"DataType", "StringValue" | "BinaryValue"}, …}}
 
-boto3's own spelling (``MessageId``, ``Body``, ``Attributes``, ``MessageAttributes``) is read too; what is missing is
-not known.
+boto3's own spelling (``MessageId``, which may stand there as ``message_id``, ``Body``, ``Attributes``,
+``MessageAttributes``) is read too; what is missing is not known.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def imported(line: bytes) -> Record:
         raise BadExport(f"not JSON: {error}") from None
     except RecursionError:
         raise BadExport("not JSON: nested too deep") from None
+    except UnicodeDecodeError:
+        raise BadExport("not UTF-8") from None
     if not isinstance(found, dict):
         raise BadExport("not a JSON object")
     transport = found.get("transport")
@@ -90,7 +92,7 @@ def imported(line: bytes) -> Record:
 
 
 def _from_kafka(found: dict[str, Any]) -> Record:
-    part, pos = _number(found, "partition"), _number(found, "offset")
+    part, pos, when = (_number(found, key) for key in ("partition", "offset", "timestamp_ms"))
     return Record(
         part or 0,
         "" if pos is None else str(pos),
@@ -98,7 +100,7 @@ def _from_kafka(found: dict[str, Any]) -> Record:
         _bytes(found.get("key_b64"), "key_b64"),
         _bytes(found.get("value_b64"), "value_b64"),
         _headers(found.get("headers") or []),
-        _number(found, "timestamp_ms"),
+        None if when is None or when < 0 else when,  # a broker's -1 is none
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from jsonpath import JSONPatch, JSONPointer
 from jsonpath.exceptions import JSONPatchError, JSONPatchTestFailure, JSONPointerError
+from jsonpath.patch import OpTest
 
 from dlq.codecs import CodecError, json_text
 from dlq.errors import ConfigError
@@ -49,13 +50,20 @@ class Patch:
 
         :raises CodecError: naming the operation that can't be done to it.
         """
-        holder: Any = {_ROOT: copy.deepcopy(document)}
+        try:
+            holder: Any = {_ROOT: copy.deepcopy(document)}
+        except RecursionError:
+            raise CodecError("the document is nested too deep to be patched") from None
         # Made anew each time: its operations put their own values into the document, for later ones to change.
         patch = JSONPatch(copy.deepcopy(self._operations), unicode_escape=False)
         for number, (operation, given) in enumerate(zip(patch.ops, self._operations, strict=True), 1):
             where = f"operation {number} ({_named(given)})"
             try:
                 operation.apply(holder)
+                if isinstance(operation, OpTest) and not _equal(
+                    operation.path.resolve(holder), given["value"]
+                ):
+                    raise JSONPatchTestFailure
             except JSONPatchTestFailure:
                 raise CodecError(f"{where}: another value is there") from None
             except (JSONPatchError, JSONPointerError, KeyError, IndexError, TypeError, ValueError):
@@ -83,6 +91,15 @@ def _operation(number: int, given: Any) -> dict[str, Any]:
     if given["op"] in ("add", "replace", "test") and "value" not in given:
         raise ConfigError(f"patch: operation {number}: {given['op']} needs a value")
     return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """As JSON compares: true is not 1, which Python takes for the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return isinstance(one, bool) is isinstance(other, bool) and bool(one == other)
 
 
 def _named(operation: dict[str, Any]) -> str:

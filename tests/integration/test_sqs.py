@@ -14,14 +14,20 @@ import pytest
 from sqlalchemy import text
 
 from dlq import plan
-from dlq.config import QueueConfig
+from dlq.config import Owners, QueueConfig
 from dlq.conservation import verify_conservation
 from dlq.drain import Drain, drain_id
+from dlq.explain import explained
+from dlq.grouping.classify import Classifier
+from dlq.grouping.taxonomy import load_taxonomy
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
 from dlq.opening import open_drain
 from dlq.ports import Connection
+from dlq.recovery.rebuild import rebuild
 from dlq.replay import drain_remaining, replay_batches, replay_canary
+from dlq.restore import to_file
+from dlq.selection import Selection
 from dlq.sending import SendRun
 from dlq.triage import assign
 from dlq_demo.elasticmq import ACCESS_KEY, REGION, SECRET_KEY, ElasticMq
@@ -261,3 +267,72 @@ def test_fifo_keeps_the_order_of_a_group_and_sends_equal_bodies_twice(
         by_group.setdefault(group, []).append(int(message["Body"].split()[1]))
     assert sorted(n for group in by_group.values() for n in group) == list(range(32))
     assert all(group == sorted(group) for group in by_group.values())
+
+
+def test_a_rebuilt_ledger_knows_a_return_by_our_attribute(queues: Queues, tmp_path: Path) -> None:
+    queues.begin()
+    queues.letters(2)
+    drain = queues.open()
+    take_custody(drain, 60)
+    assign(drain)
+    (job,) = plan.make(drain, "retry_transient", plan.ready(drain), who="p", saw="s", canary=False)
+    with SendRun(drain, job.id) as run:
+        run.send(job.size, time.monotonic() + 60)
+        run.close("done", "ready")
+    received = 0
+    while received < 2:
+        got = queues.client.receive_message(QueueUrl=queues.url, MaxNumberOfMessages=10)
+        received += len(got.get("Messages", []))
+    time.sleep(1.2)
+    queues.client.receive_message(QueueUrl=queues.url, MaxNumberOfMessages=10)
+    take_custody(drain, 60)
+    queues.release(drain)
+    of = "SELECT e.place, o.place FROM entry e JOIN entry o ON o.id = e.return_of ORDER BY e.place"
+    known = queues.rows(of)
+    assert len(known) == 2
+    queues.ledger.close()
+    lost = queues.config.model_copy(update={"ledger": f"sqlite:///{tmp_path}/new.db"})
+    queues.config, queues.ledger = lost, Ledger.create(lost.ledger)
+    assert rebuild(lost, who="ann", run_id="rebuild", connections=queues.connections).adopted == 4
+    assert queues.rows(of) == known
+
+
+def test_a_rebuilt_ledger_reads_the_archive_as_messages(queues: Queues, tmp_path: Path) -> None:
+    """With their system attributes: a message that SQS itself moved is known by one of them."""
+    queues.begin()
+    queues.client.send_message(QueueUrl=queues.url, MessageBody="{}")
+    while not (got := queues.client.receive_message(QueueUrl=queues.url).get("Messages")):
+        pass
+    time.sleep(1.2)
+    queues.client.receive_message(QueueUrl=queues.url)
+    drain = queues.open()
+    assert take_custody(drain, 60)["taken"] == 1
+    what = "SELECT e.place, e.target, g.format FROM entry e JOIN grp g ON g.id = e.grp"
+    before = queues.rows(what)
+    queues.release(drain)
+    assert before[0][2] == "sqs-redrive"
+    queues.ledger.close()
+    lost = queues.config.model_copy(update={"ledger": f"sqlite:///{tmp_path}/new.db"})
+    queues.config, queues.ledger = lost, Ledger.create(lost.ledger)
+    assert rebuild(lost, who="ann", run_id="rebuild", connections=queues.connections).adopted == 1
+    assert queues.rows(what) == before
+    assert got[0]["MessageId"] == before[0][0]
+
+
+def test_what_is_exported_is_explained(queues: Queues, tmp_path: Path) -> None:
+    queues.begin()
+    queues.letters(3)
+    pointer = '["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"b","s3Key":"k"}]'
+    queues.client.send_message(QueueUrl=queues.dlq_url, MessageBody=pointer)
+    drain = queues.open()
+    assert take_custody(drain, 60)["taken"] == 4
+    assert to_file(queues.config, Selection(everything=True), tmp_path / "letters.jsonl").entries == 4
+    lines = (tmp_path / "letters.jsonl").read_bytes().splitlines()
+    found = [
+        each for each in explained(lines, Classifier(load_taxonomy(), Owners())) if isinstance(each, dict)
+    ]
+    kinds = Counter((each["format"], each["failure"]["error_type"], each["pointer"]) for each in found)
+    assert kinds == {
+        ("orchestrator", "TransientNetwork", None): 3,
+        ("sqs-extended-client", None, "s3://b/k"): 1,
+    }

@@ -321,6 +321,7 @@ def test_a_file_is_explained_line_by_line(run: Run, config: Path, tmp_path: Path
         "correlation_id": "c-1",
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
         "dedupe_key": "d-1",
+        "pointer": None,
         "retry_count": 1,
         "category": "transient",
         "remedy": "retry",

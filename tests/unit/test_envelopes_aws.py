@@ -353,6 +353,11 @@ def test_the_extended_clients_body_is_in_a_bucket(name: str) -> None:
     assert decode(sqs(body)).format == "sqs-extended-client"
 
 
+def test_the_pointer_may_be_laid_out_in_any_way() -> None:
+    body = '\n[ "software.amazon.payloadoffloading.PayloadS3Pointer" , {"s3Key": "k", "s3BucketName": "b"} ]'
+    assert decode(sqs(body)).pointer == "s3://b/k"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -153,3 +153,58 @@ def test_what_tells_of_a_failure_is_not_part_of_a_replay(name: str) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_what_is_the_records_own_is(name: str) -> None:
     assert survives(name)
+
+
+def repeated(name: str, kind: str) -> tuple[tuple[str, bytes], tuple[str, bytes], object, object]:
+    """A header twice, with other values, and what each of them alone is read as."""
+    one, other = {
+        "text": (b"a.First", b"a.Second"),
+        "decimal": (b"1", b"2"),
+        "int": (be32(1), be32(2)),
+        "long": (be64(1), be64(2)),
+    }[kind]
+    read = (1, 2) if kind != "text" else ("a.First", "a.Second")
+    return (name, one), (name, other), *read
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "field", "which"),
+    [
+        *(
+            (f"{prefix}{name}", kind, field, which)
+            for prefix in ("kafka_dlt-", "kafka_", "x-")
+            for name, kind, field, which in (
+                ("original-topic", "text", "origin_topic", "first"),
+                ("original-partition", "int", "origin_partition", "first"),
+                ("original-offset", "long", "origin_offset", "first"),
+                ("original-timestamp", "long", "origin_timestamp_ms", "first"),
+                ("exception-fqcn", "text", "error_type", "last"),
+                ("exception-cause-fqcn", "text", "cause_type", "last"),
+                ("exception-message", "text", "message", "last"),
+            )
+        ),
+        ("__connect.errors.topic", "text", "origin_topic", "first"),
+        ("__connect.errors.partition", "decimal", "origin_partition", "first"),
+        ("__connect.errors.offset", "decimal", "origin_offset", "first"),
+        ("__connect.errors.exception.class.name", "text", "error_type", "last"),
+        ("__connect.errors.exception.message", "text", "message", "last"),
+        ("__connect.errors.stage", "text", "stage", "last"),
+        ("__streams.errors.topic", "text", "origin_topic", "first"),
+        ("__streams.errors.partition", "decimal", "origin_partition", "first"),
+        ("__streams.errors.offset", "decimal", "origin_offset", "first"),
+        ("__streams.errors.exception", "text", "error_type", "last"),
+        ("__streams.errors.message", "text", "message", "last"),
+        ("dead-letter-topic", "text", "origin_topic", "first"),
+        ("dead-letter-partition", "decimal", "origin_partition", "first"),
+        ("dead-letter-offset", "decimal", "origin_offset", "first"),
+        ("dead-letter-exception-class-name", "text", "error_type", "first"),
+        ("dead-letter-cause-class-name", "text", "cause_type", "first"),
+        ("dead-letter-reason", "text", "message", "first"),
+    ],
+)
+def test_which_of_a_repeated_header_counts_is_the_producers(
+    name: str, kind: str, field: str, which: str
+) -> None:
+    one, other, first, last = repeated(name, kind)
+    u = decode(kafka(one, other))
+    assert getattr(u, field) == (first if which == "first" else last)

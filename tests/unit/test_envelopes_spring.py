@@ -124,6 +124,13 @@ def test_times_of_retry_topics_are_of_variable_length(raw: bytes, ms: int | None
     assert decode(kafka(("retry_topic-original-timestamp", raw))).origin_timestamp_ms == ms
 
 
+def test_of_a_retry_topics_repeated_times_the_last_counts() -> None:
+    first, last = (1_764_000_000_000).to_bytes(6, "big"), (1_764_000_100_000).to_bytes(6, "big")
+    times = (("retry_topic-original-timestamp", first), ("retry_topic-original-timestamp", last))
+    u = decode(kafka(("kafka_original-topic", b"orders"), *times))
+    assert u.origin_timestamp_ms == 1_764_000_100_000
+
+
 def test_the_cloud_stream_binder_names_no_cause_so_the_trace_does() -> None:
     u = decode(
         kafka(

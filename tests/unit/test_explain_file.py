@@ -35,6 +35,7 @@ SHAPE = {
             "trace_id",
             "dedupe_key",
             "retry_count",
+            "pointer",
             "category",
             "remedy",
             "rule",

@@ -103,6 +103,8 @@ def test_a_message_of_which_next_to_nothing_was_exported_is_read() -> None:
         ({"transport": "sqs", "attributes": ["a"]}, "attributes is no object"),
         ({"transport": "sqs", "message_attributes": {"a": {"BinaryValue": "?"}}}, "BinaryValue of 'a'"),
         (rb'{"transport": "sqs", "body": "\ud800"}', "not JSON"),
+        (b'{"transport": "sqs", "body": "\xff"}', "not UTF-8"),
+        (b'{"transport": ' + b"[" * 100_000, "not JSON"),
     ],
 )
 def test_what_is_no_export_is_said_to_be_none(line: Any, what: str | None) -> None:
@@ -112,6 +114,10 @@ def test_what_is_no_export_is_said_to_be_none(line: Any, what: str | None) -> No
         return
     with pytest.raises(BadExport, match=what):
         imported(raw)
+
+
+def test_a_time_of_minus_one_is_none() -> None:
+    assert imported(b'{"transport": "kafka", "timestamp_ms": -1}').timestamp_ms is None
 
 
 @given(st.binary(max_size=60))

@@ -71,6 +71,17 @@ GOLDEN = [
         ("missing ids 1, 2, 3", "missing ids 9, 8"),
         ("missing topics: [a.b, c.d]", "missing topics: [e.f]"),
         ("Key (email)=(a@b.example) exists", "Key (email)=(x) exists"),
+        # versions, digests, what was masked before, zones, degrees, sources, names after what they name
+        ("agent v4.0.0-SNAPSHOT is too old", "agent 5.1.2+build.7 is too old"),
+        ("digest sha512:cf83e1357eefb8bd of it", "digest md5:acbd18db4cc2f85c of it"),
+        ("card **** **** **** 4242 refused", "card 4111-11XX-XXXX-1111 refused"),
+        ("sent to [redacted]", "sent to +49 171 555"),
+        ("quote of 15:59 EST", "quote of 3:05 PM JST"),
+        ("depot at 52°31'12.0\"N 13°24'18.0\"E", "depot at 40.7128° N, 74.0060° W"),
+        ("panicked at src/a.rs:1:1", "panicked at /build/src/main.rs:77:14"),
+        ("worker w7@7c9d6b5f4-x2x8z gone", "worker w9@10.0.0.1 gone"),
+        ("shard [orders-2026.11.04][3] failed", "shard [logs-000123][0] failed"),
+        ("in namespace shop-prod, twice", "in namespace kube-system, twice"),
         # shape
         ("a\n\tb", "a b"),
         ("it failed.", "it failed"),
@@ -97,6 +108,12 @@ def test_values_do_not_tell_failures_apart(one: str, other: str):
         ("(Caused by E('too many 502 error responses'))", "(Caused by E('remote end closed connection'))"),
         ('400: {"error": "invalid_grant"}', '400: {"error": "invalid_scope"}'),
         ("May not be null", "Mar not be null"),
+        ("queue full", "queue empty"),
+        ("node not-ready", "node out-of-disk"),
+        (
+            'Os { code: 2, kind: NotFound, message: "x" }',
+            'Os { code: 13, kind: PermissionDenied, message: "x" }',
+        ),
     ],
 )
 def test_words_and_named_statuses_do(one: str, other: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from benchmarks.fingerprints import FAULTS, GOAL, corpus, digits, score
+from benchmarks.fingerprints import FAULTS, GOAL, MESSAGES, corpus, digits, loaded, score
 from benchmarks.values import Fault
 
 from dlq.grouping.fingerprint import normalise
@@ -39,3 +39,11 @@ def test_messages_are_grouped_as_a_person_would(held_out: bool):
     assert ours.f1 >= GOAL
     assert ours.precision >= 0.99
     assert score(labelled, [digits(message) for _, message in labelled]).f1 < 0.7
+
+
+def test_hard_messages_are_never_thrown_together():
+    labelled = loaded(MESSAGES)
+    assert len(labelled) == 4 * len({fault for fault, _ in labelled}) == 232
+    ours = score(labelled, [normalise(message) for _, message in labelled])
+    assert ours.precision >= 0.99
+    assert ours.recall >= 0.65

@@ -53,6 +53,12 @@ def test_operations_do_what_rfc_6902_says(operations: list[dict[str, Any]], befo
 @pytest.mark.parametrize(
     ("operations", "document", "why"),
     [
+        ([op("test", "/a", value=1)], {"a": True}, r"operation 1 .test /a.: another value"),
+        (
+            [op("test", "", value=[{"b": 0}])],
+            [{"b": False}],
+            r"operation 1 .test the document.: another value",
+        ),
         ([op("remove", "/b")], {"a": 1}, r"operation 1 .remove /b.: there is no such place"),
         ([op("replace", "/a/b", value=1)], {"a": SECRET}, "operation 1"),
         ([op("add", "/a/5", value=1)], {"a": []}, "operation 1"),
@@ -157,3 +163,11 @@ def test_any_patch_of_any_document_is_done_or_refused(
         after = document
     assert document == kept
     json.dumps(after)
+
+
+@pytest.mark.parametrize("depth", [600, 900])
+def test_a_document_nested_too_deep_is_refused_and_ends_nothing(depth: int) -> None:
+    """JSON of that depth can be read: one such payload must not end the repair of its group."""
+    document = json_text.loads(b'{"a":' * depth + b"1" + b"}" * depth)
+    with pytest.raises(CodecError, match="nested too deep"):
+        patch(op("add", "/b", value=1)).apply(document)

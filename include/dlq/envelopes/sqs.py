@@ -7,6 +7,7 @@ queue keeps the time of the first sending over a redrive; a FIFO queue sets it a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dlq.entry import Record, Understood
@@ -18,9 +19,9 @@ EXTENDED = "sqs-extended-client"
 
 _SILENT = ("unknown", "sns", "cloudevents")  # what tells of no failure
 
-_POINTERS = (
-    b'["software.amazon.payloadoffloading.PayloadS3Pointer"',
-    b'["com.amazon.sqs.javamessaging.MessageS3Pointer"',
+_POINTER = re.compile(
+    rb'\s*\[\s*"(?:software\.amazon\.payloadoffloading\.PayloadS3Pointer'
+    rb'|com\.amazon\.sqs\.javamessaging\.MessageS3Pointer)"'
 )
 
 
@@ -51,7 +52,7 @@ def _moved(system: Mapping[str, str], into: Understood) -> None:
 
 def _offloaded(raw: bytes | None) -> str | None:
     """Where the extended client put the body: ``["<class>", {"s3BucketName", "s3Key"}]``; None where it didn't."""
-    if raw is None or not raw.startswith(_POINTERS):
+    if raw is None or _POINTER.match(raw) is None:
         return None
     match body.value(raw):
         case [_, {"s3BucketName": str(bucket), "s3Key": str(key)}]:

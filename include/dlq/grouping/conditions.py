@@ -14,25 +14,47 @@ from dlq.entry import Headers, Understood
 from dlq.grouping.phrases import Phrases
 from dlq.memo import Memo
 
-_REASON = (
-    r"Bad Request|Unauthorized|Payment Required|Forbidden|Not Found|Method Not Allowed|Request Time-?out|Conflict|Gone"
-    r"|Precondition Failed|(?:Payload|Content|Request Entity) Too Large|Unprocessable (?:Entity|Content)"
-    r"|Too Many Requests|Client Error|(?:Internal )?Server Error|Not Implemented|Bad Gateway"
-    r"|Service (?:Temporarily )?Unavailable|Gateway Time-?out|Slow Down"
+# A status beside its own reason: "order 503 not found" names none.
+_REASONED = "|".join(
+    rf"{code}[\s:(-]{{1,3}}(?:{reason})\b"
+    for code, reason in {
+        "400": "Bad Request",
+        "401": "Unauthori[sz]ed",
+        "402": "Payment Required",
+        "403": "Forbidden",
+        "404": "Not Found",
+        "405": "Method Not Allowed",
+        "408": "Request Time-?out",
+        "409": "Conflict",
+        "410": "Gone",
+        "412": "Precondition Failed",
+        "413": "(?:Payload|Content|Request Entity) Too Large",
+        "422": "Unprocessable (?:Entity|Content)",
+        "429": "Too Many Requests",
+        "4\\d\\d": "Client Error",
+        "500": "Internal Server Error",
+        "501": "Not Implemented",
+        "502": "(?:Bad Gateway|Proxy Error)",
+        "503": "(?:Service (?:Temporarily )?Unavailable|Slow Down)",
+        "504": "Gateway Time-?out",
+        "5\\d\\d": "Server Error",
+    }.items()
 )
 _STATUS = re.compile(
     r"\b(?:HTTP(?:/\d(?:\.\d)?)?(?: error)?(?: code)?"
     r"|(?:HTTP )?(?:response )?status(?:[ _-]?code)?(?: is| was| of)?|(?:error|response|reply)[ _-]?code)"
     r"(?: does not indicate success)?[\"']?[\s:=(]{1,3}([1-5]\d\d)\b"
-    rf"|\b([1-5]\d\d)[\s:(-]{{1,3}}(?:{_REASON})\b"
+    rf"|\b(?=([1-5]\d\d))(?:{_REASONED})"
     r"|\b(?:returned|responded(?: with)?|answered(?: with)?|replied(?: with)?|received|got|failed with|error)(?: an?)?"
-    r" ([45]\d\d)(?=\Z|[.,;:)\]\"']| (?:from|for|on|when|while|after|error|response)\b)",
+    r" ([45]\d\d)(?=\Z|[.,;:)\]\"']| (?:from|for|on|when|while|after|error|response)\b)"
+    r"|\A\[([45]\d\d)\] during \[|\AAn error occurred \(([45]\d\d)\)",  # Feign, botocore
     re.IGNORECASE | re.ASCII,
 )
 
 _THREE_DIGITS = re.compile(r"(?<!\d)[1-5]\d\d(?!\d)", re.ASCII)
 
-# Where messages name an error: a class, a name in brackets, a code after its name, an errno, a status of gRPC.
+# Where messages name an error: a class, a name in brackets, a code after its name, an errno, a status of gRPC, a type
+# of Elasticsearch, a name and nothing else.
 _CLASS = re.compile(
     r"(?<![\w.$/\"'`])[A-Za-z_][\w.$]{2,200}+"
     r"(?:(?<=\w\wException)|(?<=\w\wError)|(?<=\w\wFault)|(?<=\w\wTimeout))(?![\w$/\"'`<])"
@@ -40,11 +62,14 @@ _CLASS = re.compile(
 _CLASSES = ("Exception", "Error", "Timeout", "Fault")
 _BRACKETED = re.compile(r"\(((?:[a-z_]\w{0,40}\.){0,6}[A-Z][A-Za-z]{3,80}(?:\.[A-Za-z]{1,80})?)\)")
 _CODED = re.compile(
-    r"(?:\bcode|(?:error|fault|exception)[ _]?(?:code|type)|\b__type)[\"']?\s?[:=]\s?[\"']?([a-z][\w.#]{2,80})",
+    r"(?:\bcode|(?:error|fault|exception|status)[ _]?(?:code|type)|\b__type)[\"']?\s?[:=]\s?[\"']?([a-z][\w.#]{2,80})",
     re.IGNORECASE,
 )
 _ERRNO = re.compile(r"\b(?:E[A-Z]{3,15}|EAI_[A-Z]{2,10})\b")
 _GRPC = re.compile(r"([A-Z]{3,20}(?:_[A-Z]{2,20}){0,4}): ")
+_STATUS_CODE = re.compile(r"\bStatusCode\.([A-Z_]{2,24})\b")
+_SNAKE = re.compile(r"\b[a-z]{2,24}(?:_[a-z]{2,24}){0,5}_(?:exception|error)(?![\w.])")
+_ALONE = re.compile(r"[A-Z][A-Za-z]{2,40}+")
 _MOST_NAMED = 8
 
 
@@ -53,7 +78,7 @@ def http_status(message: str | None) -> int | None:
     if not message or not _THREE_DIGITS.search(message):
         return None
     found = _STATUS.search(message)
-    return int(found[1] or found[2] or found[3]) if found else None
+    return int(found[found.lastindex or 0]) if found else None
 
 
 def named(message: str | None) -> tuple[str, ...]:
@@ -67,6 +92,11 @@ def named(message: str | None) -> tuple[str, ...]:
         found += _BRACKETED.findall(message)
     if "ode" in message or "ype" in message:
         found += _CODED.findall(message)
+        found += _STATUS_CODE.findall(message)
+    if "_e" in message:
+        found += _SNAKE.findall(message)
+    if _ALONE.fullmatch(message):
+        found.append(message)
     if (status := _GRPC.match(message)) is not None:
         found.append(status[1])
     return tuple(dict.fromkeys(found))[:_MOST_NAMED]

@@ -15,7 +15,7 @@ from hashlib import sha256
 
 from dlq.memo import Memo
 
-VERSION = "v2"
+VERSION = "v3"
 VALUE = "<*>"
 """What stands for a value, of any kind: programs write one value in many shapes."""
 
@@ -34,10 +34,13 @@ _SPAN = re.compile(
 _SPANS = ('"', "'", "{", "`", "“", "„", "«")  # without one of these there is no span
 
 # An error's own words within data: an answer's body tells one refusal from another.
-_ERROR = re.compile(r"[\"'](?:errors?|error_?[a-z]*|exception|fault|reason|__type)[\"']\s?:", re.IGNORECASE)
+_ERROR = re.compile(
+    r"[\"'](?:errors?|error_?[a-z]*|exception|fault|reason|__type)[\"']\s?:|\bkind: [A-Z]", re.IGNORECASE
+)
 _SAID = re.compile(
     r"[\"'](?:errors?|error_?[a-z]*|code|type|reason|message|detail|title|__type)[\"']\s?:\s?"
-    r"(?:\"([^\"]{1,200})\"|'([^']{1,200})')",
+    r"(?:\"([^\"]{1,200})\"|'([^']{1,200})')"
+    r"|\b(?:kind|error|message): (?:\"([^\"]{1,200})\"|([A-Z]\w{1,60}))",  # as Rust prints a struct
     re.IGNORECASE,
 )
 
@@ -65,6 +68,36 @@ _WHOSE = re.compile(
     r"|at|to|of|or|and|lacks|needs|exceeded|already|failed)\b))"
 )
 _WHOSE_NAMES = ("user", "tenant", "customer", "account", "merchant", "client", "login", "host", "organi")
+
+# The same of things whose name only a mark shows to be one: "queue full" is none.
+_WHICH_NAMES = (
+    *(
+        "namespace",
+        "node",
+        "bucket",
+        "cluster",
+        "topic",
+        "queue",
+        "warehouse",
+        "worker",
+        "database",
+        "pod",
+        "job",
+    ),
+    *("dag", "subject", "region"),
+)
+_WHICH = re.compile(
+    rf"\b(?i:{'|'.join(_WHICH_NAMES)}):? (?!(?:not|out|non|un|in|is|over|too|re|up|down|off|read|write)[-_])"
+    r"(?P<name>[A-Za-z][A-Za-z0-9]{0,60}+[-_.][\w.-]{0,200}+(?<=[A-Za-z0-9]))(?=\Z|[\s,;:)\]])"
+)
+
+# What somebody masked before: [redacted], ****, xxxx-xxxx.
+_MASKED = re.compile(
+    r"[\[<(](?:redacted|masked|filtered|removed|hidden|secret)[\])>]|(?<![\w*])(?:[*•]{3,}|[xX]{4,}+(?![a-z]))",
+    re.IGNORECASE,
+)
+_MASKS = ("redacted", "masked", "filtered", "removed", "hidden", "secret", "***", "••", "xxxx")
+_DEGREES = re.compile(r"\d{1,3}°\s?(?:\d{1,2}['′]\s?(?:[\d.]{1,8}[\"″]\s?)?)?[NSEWO]\b")
 
 _STATUS = re.compile(
     r"\b(?:HTTP(?:/\d(?:\.\d)?)?|[Ss]tatus(?:[ _-]?[Cc]ode)?|(?:[Rr]esponse|[Ee]rror|[Rr]eply)[ _-][Cc]ode)"
@@ -105,6 +138,11 @@ _FILE = re.compile(
     r".+\.(?:csv|tsv|jsonl?|ndjson|xml|parquet|avro|orc|txt|log|gz|zst|zip|tar|tgz|pdf|png|jpe?g|gif|ya?ml|toml|tmp|bin"
     r"|dat|data|xlsx?|docx?|sql|db|lock|pem|key|crt|conf|cfg|ini|properties|sock|pid|html?|eml|bak|exe|dll)"
 )
+_SOURCE = re.compile(
+    r".+\.(?:py|rs|go|[cm]?[jt]sx?|java|kts?|scala|rb|php|cs|fs|c|cc|cpp|hpp?|ex|exs|erl|swift|vue)"
+)
+_VERSION_NUMBER = re.compile(r"[vV]\d+(?:\.\w+)*(?:[-+][\w.+-]*)?")
+_DIGEST = re.compile(r"(?i:sha\d*|md5|crc\w*|blake\w+|etag|xxh\w*):[\w+/=-]{6,}")
 _BASE64 = re.compile(r"[\w+/-]+={0,2}")
 _HASH = re.compile(r"[0-9a-f]{1,40}")
 _COLONS = re.compile(r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?:%\w+)?")  # IPv6, MAC
@@ -114,7 +152,8 @@ _LOWER = re.compile(r"[a-z]+")
 
 _UNIT = (
     r"%|[mµun]?s|[mµun]?secs?|(?:milli|micro|nano)?seconds?|millis|m|mins?|minutes?|h|hrs?|hours?|d|days?"
-    r"|[kKMGTP]?i?[bB](?:ytes?)?|[KMGT]i|EUR|USD|GBP|°C|AM|PM|am|pm|UTC|GMT|CES?T"
+    r"|[kKMGTP]?i?[bB](?:ytes?)?|[KMGT]i|EUR|USD|GBP|°[CF]|AM|PM|am|pm"
+    r"|UTC|GMT|[CEW]ES?T|[ECMP][SD]T|BST|[IJKM]ST|MSK|SGT|HKT|A[CEW][SD]?T|NZ[SD]T"
 )
 # Values side by side are one: a list, a host with its port, a number with its unit, a date in words.
 _RUN = re.compile(
@@ -125,7 +164,15 @@ _LIST = re.compile(
     r"\[(?:[^\[\]\s,=:]{1,100}+(?:,\s?[^\[\]\s,=:]{1,100}+){1,50}+|(?<=[:=] \[)[\w.<>*-]{1,100}+)\]"
     r"|\((?:[^()\s,=:<]{1,100}+,\s?){1,9}+<\*>\)"
 )
-_BARE = {"(<*>)": VALUE, "[<*>]": VALUE, "{<*>}": VALUE, "<<*>>": VALUE, "<<*>": VALUE, "><*>": VALUE}
+_BARE = {
+    "(<*>)": VALUE,
+    "[<*>]": VALUE,
+    "{<*>}": VALUE,
+    "<*><*>": VALUE,  # before what would cut into it
+    "<<*>>": VALUE,
+    "<<*>": VALUE,
+    "><*>": VALUE,
+}
 _EMPTY = {" []": f" {VALUE}", " ()": f" {VALUE}", " {}": f" {VALUE}"}
 
 
@@ -139,6 +186,8 @@ def normalise(message: str) -> str:
     text = message[:_READ]
     if "://" in text:
         text = _URL.sub(_url, text)
+    if "°" in text:
+        text = _DEGREES.sub(VALUE, text)
     if _has(text, _SPANS):
         text = _SPAN.sub(_span, text)
     if "=" in text:
@@ -146,9 +195,13 @@ def normalise(message: str) -> str:
     lower = text.lower()
     if hidden := _has(lower, _STATUS_NAMES):
         text = _STATUS.sub(_hidden, text)
+    if _has(lower, _MASKS):
+        text = _MASKED.sub(VALUE, text)
     text = " ".join([_chunks[chunk] for chunk in text.split()])
     if _has(lower, _WHOSE_NAMES):
         text = _WHOSE.sub(_nameless, text)
+    if _has(lower, _WHICH_NAMES):
+        text = _WHICH.sub(_nameless, text)
     text = _replaced(text, _EMPTY)
     if "[" in text or "<" in text:
         text = _LIST.sub(VALUE, _replaced(_RUN.sub(_run, text), _BARE))
@@ -193,7 +246,7 @@ def _span(found: re.Match[str]) -> str:
     if found["data"]:
         if not _ERROR.search(text):
             return VALUE
-        return f"{{{', '.join(a or b for a, b in _SAID.findall(text)[:4])}}}"
+        return f"{{{', '.join(''.join(said) for said in _SAID.findall(text)[:4])}}}"
     said = text.lstrip("bru")[1:-1]
     return f'"{said}"' if _is_prose(said) else VALUE
 
@@ -235,15 +288,22 @@ def _word(token: str) -> str:
     end = token[len(core) :]
     if core.isalpha():
         return token
-    if "\\" in core or core.startswith("arn:") or (len(core) >= 16 and _is_scrambled(core)):
+    if (
+        "\\" in core
+        or core.startswith("arn:")
+        or _DIGEST.fullmatch(core)
+        or (len(core) >= 16 and _is_scrambled(core))
+    ):
         return VALUE + end
     if "/" in core:
         pieces = [_piece(piece) for piece in core.split("/")]
-        return (VALUE if len(pieces) > 2 or VALUE in pieces else "/".join(pieces)) + end
+        if len(pieces) > 2 or VALUE in pieces or _SOURCE.fullmatch(core.partition(":")[0]):
+            return VALUE + end
+        return "/".join(pieces) + end
     if "@" in core:
         left, _, right = core.rpartition("@")
-        if _HASH.fullmatch(right) or right[:1].isdigit():
-            return f"{_piece(left)}@{VALUE}{end}"
+        if (_HASH.fullmatch(right) or right[:1].isdigit()) and (name := _piece(left)) != VALUE:
+            return f"{name}@{VALUE}{end}"
         return VALUE + end if left else token
     if ":" in core:
         if _COLONS.fullmatch(core):
@@ -257,7 +317,11 @@ def _piece(piece: str) -> str:
     if piece.isalpha() or not piece:
         return VALUE if piece == "localhost" else piece
     core = piece.lstrip("-+~#$€£%*&?.")
-    if core[:1].isdigit() or any(_is_id(part) for part in _JOINTS.split(core)):
+    if (
+        core[:1].isdigit()
+        or _VERSION_NUMBER.fullmatch(core)
+        or any(_is_id(part) for part in _JOINTS.split(core))
+    ):
         return VALUE
     if "." in core and (
         _DOMAIN.fullmatch(core)

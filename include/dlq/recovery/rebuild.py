@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, insert, literal, select, update
 
-from dlq import clock, expiry
+from dlq import clock, expiry, mark
 from dlq.archive import Archive, Rows, Segment
 from dlq.config import QueueConfig
 from dlq.dedupe import DedupeKeys
@@ -287,7 +287,7 @@ class _Adopting:
         chosen = [(n, r) for n, r in enumerate(records) if self._wanted(one.source, r)]
         if not chosen:
             return 0
-        if any(name == "dlq-entry" for _, record in chosen for name, _ in record.headers):
+        if any(_claimed(record) for _, record in chosen):
             self._with_returns.append(one)
         read = [self._classifier.classify(record) for _, record in chosen]
         for (_, record), (what, _) in zip(chosen, read, strict=True):
@@ -310,7 +310,7 @@ class _Adopting:
     def _row(
         self, where: int, kept_in: int, number: int, record: Record, what: Any, group: Any
     ) -> tuple[Any, ...]:
-        keyed = self._keyed and record.key is not None
+        key = record.lane if self._keyed else None
         values = {
             "queue": self._drain.queue,
             "source": where,
@@ -330,7 +330,7 @@ class _Adopting:
             "trace_id": what.trace_id,
             "dedupe_key": what.dedupe_key,
             "origin": what.origin,
-            "key_hash": blake2b(record.key or b"", digest_size=8).hexdigest() if keyed else None,
+            "key_hash": None if key is None else blake2b(key, digest_size=8).hexdigest(),
             "failed_at": clock.from_ms(what.failed_at_ms),
             "expires_at": expiry.of(record, self._kept_ms),
             "attempts": what.retry_count,
@@ -347,9 +347,9 @@ class _Adopting:
         drain = self._drain
         for one in self._with_returns:
             for record in _records(drain.archive, one.uri):
-                headers = dict(record.headers)
-                reference = (headers.get("dlq-entry") or b"").decode("utf-8", "replace")
-                uri, part, place = ["", "", *reference.rsplit("/", 2)][-3:]
+                if (claim := _claimed(record)) is None:
+                    continue
+                uri, part, place = ["", "", *claim.entry.rsplit("/", 2)][-3:]
                 if not part.isascii() or not part.isdigit() or len(part) > 9:
                     continue
                 with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -368,7 +368,7 @@ class _Adopting:
                         .where(entry.c.id == ours.id, entry.c.taken_drain == drain.id)
                         .values(return_of=first.id)
                     )
-                    if first.job is not None and first.job.encode() == headers.get("dlq-job"):
+                    if first.job is not None and first.job == claim.job:
                         custody.mark_returned(tx, [first.id], drain.id)
 
 
@@ -390,12 +390,42 @@ def _may_descend(tx: Connection, number: int, first: int) -> bool:
     return False
 
 
+class _Claim(NamedTuple):
+    """The entry and the job that a record says it is the failed replay of."""
+
+    entry: str
+    job: str
+
+
+def _claimed(record: Record) -> _Claim | None:
+    headers = dict(record.headers)
+    if (ours := headers.get(mark.NAME)) is not None and (said := mark.read(ours)) is not None:
+        return _Claim(said.entry, said.job)
+    if (named := headers.get("dlq-entry")) is None:
+        return None
+    return _Claim(
+        named.decode("utf-8", "replace"), (headers.get("dlq-job") or b"").decode("utf-8", "replace")
+    )
+
+
 def _records(archive: Archive, uri: str) -> Iterator[Record]:
     table = archive.read(uri)
     rows, places, flaws = Rows(table), table["place"].to_pylist(), table["flaw"].to_pylist()
     for n in range(len(rows)):
         at = rows[n]
-        yield Record(at.part, places[n], at.pos, at.key, at.value, at.headers, at.timestamp_ms, flaws[n])
+        yield Record(
+            at.part,
+            places[n],
+            at.pos,
+            at.key,
+            at.value,
+            at.headers,
+            at.timestamp_ms,
+            flaws[n],
+            at.types,
+            at.system,
+            "sqs" if at.pos is None else "kafka",
+        )
 
 
 def _source_row(tx: Connection, queue: str, uri: str, *, living: bool) -> int:
