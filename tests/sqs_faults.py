@@ -193,6 +193,19 @@ def _throttled(_: SqsFaults, _arguments: Mapping[str, Any], _forward: Forward) -
     return Answer(400, json.dumps(body).encode(), "RequestThrottled;Sender")
 
 
+def _denied(_: SqsFaults, _arguments: Mapping[str, Any], _forward: Forward) -> Answer:
+    body = {"__type": "com.amazon.coral.service#AccessDeniedException", "Message": "not you"}
+    return Answer(403, json.dumps(body).encode())
+
+
+def _complained(_: SqsFaults, arguments: Mapping[str, Any], forward: Forward) -> Answer:
+    """A call that carries the poisoned message is refused as a whole, without saying which it was."""
+    if any("poison" in entry["MessageBody"] for entry in arguments["Entries"]):
+        body = {"__type": "com.amazonaws.sqs#InvalidMessageContents", "message": "one of them"}
+        return Answer(400, json.dumps(body).encode(), "InvalidMessageContents;Sender")
+    return forward(arguments)
+
+
 def _server_error(_: SqsFaults, arguments: Mapping[str, Any], forward: Forward) -> Answer:
     forward(arguments)
     return Answer(500, json.dumps({"__type": "com.amazonaws.sqs#InternalFailure"}).encode())
@@ -295,6 +308,8 @@ FAULTS: Mapping[str, tuple[str, Callable[[SqsFaults, Mapping[str, Any], Forward]
     "lost": ("SendMessageBatch", _lost),  # taken, and no answer
     "unsent": ("SendMessageBatch", _unsent),  # not taken, and no answer
     "send_throttled": ("SendMessageBatch", _throttled),
+    "send_denied": ("SendMessageBatch", _denied),
+    "complained": ("SendMessageBatch", _complained),
     "send_500": ("SendMessageBatch", _server_error),  # taken, and an error for an answer
     "sender_fault": ("SendMessageBatch", _sender_fault),  # of the last of the batch
     "service_fault": ("SendMessageBatch", _service_fault),

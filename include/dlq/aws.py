@@ -5,6 +5,7 @@ boto3's own retries double what is not idempotent without a trace, and its time-
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import boto3
@@ -20,6 +21,7 @@ LONG_POLL_S = 20
 """The longest a receive may wait (SQS's own bound)."""
 
 _POOL = 32
+_THROTTLES = {"OverLimit", "RequestLimitExceeded", "LimitExceededException", "SlowDown"}
 
 
 def client(connection: Connection, service: str, *, once: bool = False) -> Any:
@@ -67,6 +69,13 @@ def _alone(connection: Connection, service: str, config: Config) -> Any:
 def code(error: ClientError) -> str:
     """The service's error code, such as ``AccessDenied``."""
     return str(error.response.get("Error", {}).get("Code", "Unknown"))
+
+
+def throttled(error: ClientError) -> bool:
+    """Whether the service asks to wait: it did nothing, and nothing is wrong with the call."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found = code(error)
+    return status == HTTPStatus.TOO_MANY_REQUESTS or "Throttl" in found or found in _THROTTLES
 
 
 def reason(error: BaseException) -> str:

@@ -73,7 +73,7 @@ def open_drain(
             custody.source_id(tx, config.name, drain.source.uri)
         findings = _check(drain, epoch)
         _preflight(drain)
-        for finding in [*findings, *drain.target.findings(), *rules.findings]:
+        for finding in [*findings, *drain.target.findings(drain.source.uri), *rules.findings]:
             drain.note("open_drain", finding, level="warning")
         orphans = custody.register_orphans(ledger, archive, config.name, epoch)
         if orphans:

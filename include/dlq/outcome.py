@@ -122,7 +122,7 @@ class Outcomes:
     def _await_digestion(self, job_id: str, target: str, first: int, last: int, deadline: float) -> None:
         """A queue tells of no message what became of it: what has not come back when it must have succeeded."""
         drain = self._drain
-        until = drain.target.digested(target)
+        until = drain.target.digested(target, drain.source.uri)
         if until is None:
             self._take(deadline)
             return

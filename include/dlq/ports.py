@@ -257,7 +257,7 @@ class Sender(Protocol):
     def send(self, outputs: Sequence[Output], deadline: float) -> list[Delivered | Refusal]:
         """Send them by the (monotonic) deadline. One that is in no answer is in doubt: it may have been sent.
 
-        :raises dlq.errors.ConfigError: when nothing may be sent at all; nothing of it was.
+        :raises dlq.errors.ConfigError: when the target lets nobody send; nothing of it was sent.
         """
 
 
@@ -269,8 +269,10 @@ class Target(Protocol):
     def preflight(self) -> list[str]:
         """What is wrong with the target before anything is sent, in words that name the field and the fix."""
 
-    def findings(self) -> list[str]:
-        """What a person should know before a replay: who else will see it."""
+    def findings(self, source: str) -> list[str]:
+        """What a person should know before a replay: who else will see it, and whether failures come back into the
+        queue with the uri ``source``.
+        """
 
     def ends(self, topic: str) -> dict[int, int]:
         """The end offset of each partition (the last stable one)."""
@@ -284,9 +286,9 @@ class Target(Protocol):
         the target isn't transactional: it can't be asked.
         """
 
-    def digested(self, topic: str) -> float | None:
-        """Epoch seconds before which whatever was sent has been consumed, or dead-lettered, by now; None where that is
-        not known, or another way tells (:meth:`progress`).
+    def digested(self, topic: str, source: str) -> float | None:
+        """Epoch seconds before which whatever was sent has been consumed, or dead-lettered into the queue with the uri
+        ``source``, by now; None where that is not known, or another way tells (:meth:`progress`).
         """
 
     def progress(self, topic: str) -> dict[int, int] | None:

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from dlq import clock
 from dlq.drain import Drain
-from dlq.errors import Fenced
+from dlq.errors import ConfigError, Fenced
 from dlq.jobs import JobRun, paused
 from dlq.ledger import jobs as ledger
 from dlq.ledger.jobs import Item, Job, Marked
@@ -58,12 +58,15 @@ def running(drain: Drain, job_id: str) -> Run:
 
 @dataclass
 class _Answered:
-    """What became of lines: taken, refused with the reason, in doubt, or too late to be called at all."""
+    """What became of lines: taken, refused with the reason, in doubt, or too late to be called at all; ``denied``: the
+    target lets nobody send.
+    """
 
     taken: list[Delivered] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     doubtful: list[int] = field(default_factory=list)
     late: list[int] = field(default_factory=list)
+    denied: ConfigError | None = None
 
 
 class SendRun:
@@ -124,9 +127,11 @@ class SendRun:
             if not chunk.items:  # broken in the archive: in doubt, like what is too old
                 break
             answered = self._deliver(chunk.outputs, call_by, fixed=True)
-            self._settle(answered.taken, answered.refused, [], chunk.items[-1].ordinal + 1)
+            # A refusal says nothing of what the killed try did: those stay in doubt.
+            self._settle(answered.taken, {}, [], chunk.items[-1].ordinal + 1)
+            if answered.denied is not None:
+                raise answered.denied
             known.update(d.ordinal for d in answered.taken)
-            known.update(answered.refused)
             first = chunk.items[-1].ordinal + 1
         self._drain.note(
             "replay",
@@ -225,6 +230,8 @@ class SendRun:
         self._settle(answered.taken, refused, answered.doubtful, cursor)
         self.skipped += len(refused) + len(answered.doubtful)
         self.cursor = cursor
+        if answered.denied is not None:
+            raise answered.denied
 
     def _deliver(self, outputs: Sequence[Output], call_by: float, *, fixed: bool = False) -> _Answered:
         """Send wave by wave; where one of a lane was not taken, its later ones wait.
@@ -239,11 +246,16 @@ class SendRun:
             now = [o for o in wave if lanes[o.ordinal] is None or lanes[o.ordinal] not in stopped]
             waiting = (o.ordinal for o in wave if o not in now)
             answered.refused.update(dict.fromkeys(waiting, self.job.rest(ledger.EARLIER)))
-            if time.monotonic() > call_by:
+            if time.monotonic() > call_by or answered.denied is not None:
                 answered.late.extend(o.ordinal for o in now)
                 continue
             until = call_by if fixed else time.monotonic() + _ANSWER_WITHIN_S
-            answers = {a.ordinal: a for a in self._sender.send(now, until)}
+            try:
+                answers = {a.ordinal: a for a in self._sender.send(now, until)}
+            except ConfigError as error:
+                answered.denied = error
+                answered.late.extend(o.ordinal for o in now)
+                continue
             for output in now:
                 answer = answers.get(output.ordinal)
                 if isinstance(answer, Delivered):

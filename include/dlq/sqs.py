@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,17 @@ from dlq.errors import ConfigError, DlqError, NotFound
 BATCH = 10
 """Messages a call may carry (SQS's bound)."""
 
-_ABSENT = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
-_DENIED = {"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "SignatureDoesNotMatch"}
+ABSENT = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
+DENIED = {
+    "AccessDenied",
+    "AccessDeniedException",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+}
+"""Codes of a caller who may not, or is no longer known."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,23 @@ class Queue:
         return found
 
 
+def md5_of_body(body: str) -> str:
+    return hashlib.md5(body.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+def md5_of_attributes(attributes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The sum of message attributes (Amazon SQS Developer Guide, "Calculating the MD5 message digest for message
+    attributes")."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for name, attribute in sorted(attributes.items()):
+        text, kind = attribute.get("StringValue"), attribute["DataType"]
+        value = attribute["BinaryValue"] if text is None else text.encode()
+        for part in (name.encode(), kind.encode()):
+            digest.update(len(part).to_bytes(4, "big") + part)
+        digest.update((b"\x02" if text is None else b"\x01") + len(value).to_bytes(4, "big") + value)
+    return digest.hexdigest()
+
+
 def find(client: Any, named: str, field: str, failure: type[DlqError]) -> Queue:
     """The queue ``named`` by name, URL or ARN; ``field`` says where it is configured.
 
@@ -71,11 +98,11 @@ def find(client: Any, named: str, field: str, failure: type[DlqError]) -> Queue:
         found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
     except ClientError as error:
         code = aws.code(error)
-        if code in _ABSENT:
+        if code in ABSENT:
             raise NotFound(
                 f"{field}: queue {named!r} does not exist in this account and region; create it or name the right one"
             ) from None
-        if code in _DENIED:
+        if code in DENIED:
             raise ConfigError(
                 f"{field}: queue {named!r} may not be looked at ({code}); grant sqs:GetQueueUrl and "
                 "sqs:GetQueueAttributes"

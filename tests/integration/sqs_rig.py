@@ -49,6 +49,7 @@ class SqsRig(Rig):
 
     :param endpoint: what the drain calls, where it is not the server itself.
     :param source, target: more of the queue's file.
+    :param make_queues: others that the attributes name.
     :param kafka_dlq, kafka_origin: the broker has that one.
     """
 
@@ -67,6 +68,7 @@ class SqsRig(Rig):
         limits: Mapping[str, Any] | None = None,
         tuning: Mapping[str, Any] | None = None,
         queue_attributes: Mapping[str, str] | None = None,
+        make_queues: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.server, self.folder, self.bootstrap, self.fifo = server, folder, bootstrap, fifo
@@ -77,6 +79,8 @@ class SqsRig(Rig):
         self.group = f"{self.queue}.workers"
         self.tuning = {"lease_s": 300.0, "grace_s": 0.0, "batch": 5_000, "records": 200, **(tuning or {})}
         aws = {"kind": "sqs", "connection": "aws", **(source or {})}
+        for name in make_queues:
+            server.create_queue(name)
         from_sqs = {"queue": self.dlq, "start": "earliest", "visibility": 2, "wait": 0, "quiet": 0.5, **aws}
         to_sqs = {"kind": "sqs", "connection": "aws", "allow": [self.origin], "queue": self.origin}
         kafka = {"kind": "kafka", "connection": "kafka"}

@@ -4,6 +4,9 @@ against a replay.
 
 from __future__ import annotations
 
+import json
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,7 +15,11 @@ from tests.integration.sqs_rig import SqsRig
 from tests.sqs_faults import FAULTS, SqsFaults
 
 from dlq import aws
+from dlq.errors import ConfigError
 from dlq.intake import take_custody
+from dlq.outcome import Outcomes
+from dlq.triage import assign
+from dlq_demo.elasticmq import arn
 
 Make = Callable[..., SqsRig]
 
@@ -94,6 +101,58 @@ def test_in_doubt_and_resent_by_policy(
     receiver.settle()
     figures = rig.check_arrivals(receiver)
     assert (figures.doubled, len(receiver.effects)) == (doubled, 10)
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_who_may_not_send_has_nothing_in_doubt(make_sqs_rig: Make, sqs_faults: SqsFaults, fifo: bool) -> None:
+    rig = make_sqs_rig(endpoint=sqs_faults.endpoint, fifo=fifo)
+    drain = rig.taken(30, groups=10)
+    sqs_faults.next(*["send_denied"] * 30)
+    with pytest.raises(ConfigError, match="grant sqs:SendMessage"):
+        rig.send(drain)
+    assert rig.count("state IN ('ambiguous', 'sending')") == 0
+    assert arrived(rig).total() == 0
+
+
+def test_what_was_sent_before_the_right_to_send_was_taken_away_is_known(
+    make_sqs_rig: Make, sqs_faults: SqsFaults
+) -> None:
+    rig = make_sqs_rig(endpoint=sqs_faults.endpoint)
+    drain = rig.taken(30)
+    sqs_faults.next("fine_send", *["send_denied"] * 30)
+    rig.send(drain)
+    assert rig.states() == {"replayed": 10, "open:ready": 20}
+    assert arrived(rig).total() == 10
+
+
+def test_of_a_batch_that_is_complained_of_only_the_culprit_stays(
+    make_sqs_rig: Make, sqs_faults: SqsFaults
+) -> None:
+    rig = make_sqs_rig(endpoint=sqs_faults.endpoint)
+    rig.begin()
+    rig.letters(9)
+    rig.letters(1, body="poison")
+    drain = rig.open()
+    take_custody(drain, 60)
+    assign(drain)
+    sqs_faults.next(*["complained"] * 20)
+    rig.send(drain)
+    assert rig.states() == {"replayed": 9, "open:refused:InvalidMessageContents": 1}
+    got = arrived(rig)
+    assert got.total() == len(got) == 9
+
+
+def test_where_failures_go_elsewhere_nothing_is_confirmed_by_silence(make_sqs_rig: Make) -> None:
+    elsewhere = f"elsewhere-{uuid.uuid4().hex[:8]}"
+    policy = {"deadLetterTargetArn": arn(elsewhere), "maxReceiveCount": 1}
+    rig = make_sqs_rig(queue_attributes={"RedrivePolicy": json.dumps(policy)}, make_queues=[elsewhere])
+    drain = rig.taken(5)
+    assert f"goes to {arn(elsewhere)}, not to this DLQ" in rig.notes(drain)
+    rig.send(drain)
+    assert arrived(rig).total() == 5
+    (job,) = rig.sql("SELECT id FROM job")
+    Outcomes(drain).wait(job.id, rig.origin, 0, 5, time.monotonic() + 3)
+    assert rig.states() == {"replayed": 5}
 
 
 # Intake

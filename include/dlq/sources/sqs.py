@@ -6,7 +6,6 @@ a round begins at one and ends at the next, so that the ledger's chain of ranges
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
@@ -188,7 +187,13 @@ class SqsPass:
                     MessageAttributeNames=["All"],
                     MessageSystemAttributeNames=["All"],
                 ).get("Messages", [])
-            except (ClientError, BotoCoreError) as error:
+            except ClientError as error:
+                if aws.throttled(error):
+                    self._stop.wait(1)
+                    continue
+                self._error = error
+                return
+            except BotoCoreError as error:
                 self._error = error
                 return
             for message in got:
@@ -303,14 +308,16 @@ def recorded(message: Mapping[str, Any]) -> Record:
     value = None if body is None else body.encode("utf-8", "surrogatepass")
     headers: list[tuple[str, bytes | None]] = []
     types: list[str] = []
-    for name, attribute in (message.get("MessageAttributes") or {}).items():
+    attributes = message.get("MessageAttributes") or {}
+    for name, attribute in attributes.items():
         text, binary = attribute.get("StringValue"), attribute.get("BinaryValue")
         headers.append((name, text.encode() if text is not None else binary))
         types.append(str(attribute.get("DataType", "String")))
     system = message.get("Attributes") or {}
     sent = system.get("SentTimestamp", "")
-    told = message.get("MD5OfBody")
-    whole = told is None or value is None or hashlib.md5(value, usedforsecurity=False).hexdigest() == told
+    told, told_too = message.get("MD5OfBody"), message.get("MD5OfMessageAttributes")
+    whole = told is None or body is None or sqs.md5_of_body(body) == told
+    whole = whole and (not attributes or told_too is None or sqs.md5_of_attributes(attributes) == told_too)
     found: Headers = tuple(headers)
     return Record(
         0,

@@ -118,7 +118,7 @@ class KafkaReplay:
             problems.append(f"no transaction can be made: {error}")
         return problems
 
-    def findings(self) -> list[str]:
+    def findings(self, _source: str) -> list[str]:
         """Replaying to a topic reaches every group that reads it, also those that had succeeded."""
         try:
             listed = self._admin.list_consumer_groups(request_timeout=kafka.TIMEOUT_S).result(kafka.TIMEOUT_S)
@@ -255,7 +255,7 @@ class KafkaReplay:
     def sender(self, topic: str) -> Sender:
         raise NotImplementedError("replays go by a transactional writer")
 
-    def digested(self, _topic: str) -> float | None:
+    def digested(self, _topic: str, _source: str) -> float | None:
         return None
 
     def progress(self, topic: str) -> dict[int, int] | None:

@@ -41,7 +41,7 @@ class MemoryReplay:
             if self.topics.topic(name).name in self.topics.compacted and not self._allow_compacted
         ]
 
-    def findings(self) -> list[str]:
+    def findings(self, _source: str) -> list[str]:
         return []
 
     def ends(self, topic: str) -> dict[int, int]:
@@ -67,7 +67,7 @@ class MemoryReplay:
     def sender(self, topic: str) -> Sender:
         raise NotImplementedError("replays go by a transactional writer")
 
-    def digested(self, _topic: str) -> float | None:
+    def digested(self, _topic: str, _source: str) -> float | None:
         return None
 
     def progress(self, topic: str) -> dict[int, int] | None:

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, EndpointConnectionError
 
 from dlq import aws, mark, sqs
 from dlq.config import SqsTarget
@@ -19,13 +19,9 @@ from dlq.ports import Connections, Delivered, Output, Refusal, Writer
 _ATTRIBUTES = 10
 _BODY = 1 << 20
 _SENDERS = 8
-_DENIED = {
-    "AccessDenied",
-    "AccessDeniedException",
-    "AWS.SimpleQueueService.NonExistentQueue",
-    "QueueDoesNotExist",
-}
-_PAUSE_S = 0.2
+_DENIED = sqs.DENIED | sqs.ABSENT
+_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
 _DEDUPLICATED_S = 270.0
 """So long a FIFO queue swallows what has the same deduplication id, with half a minute for the call and the clocks (it
 does for 5 minutes: SendMessage, API reference)."""
@@ -54,10 +50,16 @@ class SqsReplay:
             self._queue(name)
         return []
 
-    def findings(self) -> list[str]:
+    def findings(self, source: str) -> list[str]:
         found = []
         for name in self._config.allow:
-            seconds = self._return_s(self._queue(name))
+            queue = self._queue(name)
+            if (elsewhere := _elsewhere(queue, source)) is not None:
+                found.append(
+                    f"queue {name!r}: what fails again goes to {elsewhere}, not to this DLQ: without an orchestrator "
+                    "nobody learns the outcome of a replay"
+                )
+            seconds = self._return_s(queue)
             if seconds is not None and seconds > 600:
                 found.append(
                     f"queue {name!r}: a replay that fails again comes back after up to {seconds / 60:.0f} minutes "
@@ -80,9 +82,11 @@ class SqsReplay:
     def progress(self, _topic: str) -> dict[int, int] | None:
         return None
 
-    def digested(self, topic: str) -> float | None:
+    def digested(self, topic: str, source: str) -> float | None:
         """What was sent before the queue was last seen empty, and longer ago than a failure takes to come back."""
         queue = sqs.find(self._client, topic, "target.allow", TargetError)
+        if _elsewhere(queue, source) is not None:
+            return None
         now = time.time()
         if queue.held:
             return self._before(topic, queue)
@@ -119,14 +123,20 @@ class SqsReplay:
         self._once.close()
 
 
+def _elsewhere(queue: sqs.Queue, source: str) -> str | None:
+    """The queue that takes its failures, where that is not the ``source``."""
+    taker: str | None = queue.redrive.get("deadLetterTargetArn")
+    return None if taker is None or taker == source.partition("#")[0] else taker
+
+
 class SqsSender:
     """Sends to one queue: packed by bytes, then tens; several calls side by side."""
 
     def __init__(self, client: Any, queue: sqs.Queue) -> None:
         self._client = client
         self._queue = queue
-        self._most = min(_BODY, queue.number("MaximumMessageSize", _BODY))
         self.again_s = _DEDUPLICATED_S if queue.fifo else 0.0
+        self._most = min(_BODY, queue.number("MaximumMessageSize", _BODY))
 
     def lane(self, output: Output) -> str | None:
         return _group(output) if self._queue.fifo else None
@@ -154,56 +164,79 @@ class SqsSender:
             else:
                 fit.append((output, entry))
         calls = list(_packed(fit))
+        denied: list[ConfigError] = []
+
+        def call(some: Sequence[tuple[Output, dict[str, Any]]]) -> list[Delivered | Refusal]:
+            try:
+                return self._call(some, deadline)
+            except ConfigError as error:
+                denied.append(error)
+                return [Refusal(output.ordinal, "ready") for output, _ in some]
+
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="dlq-send") as pool:
-            for answers in pool.map(lambda call: self._call(call, deadline), calls):
+            for answers in pool.map(call, calls):
                 done.extend(answers)
+        if denied and len(denied) == len(calls):
+            raise denied[0]
         return done
 
     def _call(
         self, some: Sequence[tuple[Output, dict[str, Any]]], deadline: float
     ) -> list[Delivered | Refusal]:
-        """One batch; what the service certainly did not take is asked again until the deadline, and on a FIFO queue
-        what is in doubt: it has the same deduplication id.
+        """One batch. What the service certainly did not take is sent again until the deadline; on a FIFO queue also
+        what it may have taken, since it delivers one of an id.
         """
         left = {str(output.ordinal): (output, entry) for output, entry in some}
-        doubtful: set[str] = set()
+        unclear: set[str] = set()
         done: list[Delivered | Refusal] = []
         pause = _PAUSE_S
-        while left:
-            if time.monotonic() >= deadline:
-                certain = [output for key, (output, _) in left.items() if key not in doubtful]
-                done.extend(Refusal(output.ordinal, "throttled") for output in certain)
-                break
+
+        def refuse(key: str, code: str) -> None:
+            output, _ = left.pop(key)
+            if key not in unclear:
+                done.append(Refusal(output.ordinal, f"refused:{code}"[:80]))
+
+        while left and time.monotonic() < deadline:
             try:
                 answer = self._client.send_message_batch(
                     QueueUrl=self._queue.url, Entries=[entry for _, entry in left.values()]
                 )
             except ClientError as error:
-                if aws.code(error) in _DENIED:
+                code = aws.code(error)
+                if code in _DENIED and (done or unclear):
+                    break
+                if code in _DENIED:
                     raise ConfigError(
                         f"target: nothing can be sent to {self._queue.name}: {aws.reason(error)}; grant sqs:SendMessage"
                     ) from error
-                if _status(error) >= 500:  # it may have taken them all the same
-                    doubtful.update(left)
-            except BotoCoreError:  # nor is it known when no answer came
-                doubtful.update(left)
+                if _status(error) >= 500:
+                    unclear |= left.keys()  # it may have taken them all the same
+                elif not aws.throttled(error):
+                    if len(left) > 1 and not unclear:  # it can't be said of which of them it complains
+                        return [*done, *(d for one in left.values() for d in self._call([one], deadline))]
+                    for key in list(left):
+                        refuse(key, code)
+            except (ConnectTimeoutError, EndpointConnectionError):
+                pass  # it heard nothing
+            except BotoCoreError:
+                unclear |= left.keys()  # no answer came
             else:
                 for sent in answer.get("Successful", []):
-                    output, entry = left.pop(sent["Id"])
-                    # else: who knows what was taken
-                    if sent.get("MD5OfMessageBody") == _md5(entry["MessageBody"]):
-                        done.append(Delivered(output.ordinal, None, None, sent["MessageId"]))
-                for failed in answer.get("Failed", []):
-                    if failed.get("SenderFault"):
-                        output, _ = left.pop(failed["Id"])
-                        done.append(Refusal(output.ordinal, f"refused:{failed.get('Code', 'unknown')}"[:80]))
-                told = {each["Id"] for each in answer.get("Failed", [])}
-                doubtful.update(left.keys() - told)  # one in no list is in doubt
-            if not self._queue.fifo:
-                left = {key: value for key, value in left.items() if key not in doubtful}
+                    if (one := left.pop(sent["Id"], None)) is not None and _same(one[1], sent):
+                        done.append(Delivered(one[0].ordinal, None, None, sent["MessageId"]))
+                refused = {failed["Id"]: failed for failed in answer.get("Failed", [])}
+                unclear |= left.keys() - refused.keys()
+                for key, failed in refused.items():
+                    if key in left and failed.get("SenderFault"):
+                        refuse(key, str(failed.get("Code", "unknown")))
+            if not self.again_s:
+                left = {key: one for key, one in left.items() if key not in unclear}
             if left:
-                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-            pause = min(pause * 2, 5.0)
+                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+        done.extend(
+            Refusal(output.ordinal, "throttled") for key, (output, _) in left.items() if key not in unclear
+        )
         return done
 
     def _entry(self, output: Output) -> tuple[str | None, dict[str, Any]]:
@@ -218,13 +251,17 @@ class SqsSender:
         theirs = output.headers[:-_OWN]
         if len(theirs) > _ATTRIBUTES:
             return "too_many_attributes", {}
+        if len({name for name, _ in theirs}) < len(theirs):
+            return "attribute_repeated", {}
         attributes = {}
         for number, (name, value) in enumerate(theirs):
-            kind = output.types[number] if number < len(output.types) else _kind(value)
+            if not value:
+                return "attribute_is_empty", {}
+            kind = output.types[number] if number < len(output.types) else None
             content = _content(kind, value)
             if content is None:
                 return "attribute_is_no_text", {}
-            attributes[name] = {"DataType": kind, **content}
+            attributes[name] = content
         size = len(output.value or b"") + sum(
             len(n.encode())
             + len(a["DataType"])
@@ -271,23 +308,26 @@ def _group(output: Output) -> str:
     found = dict(output.system).get("MessageGroupId")
     if found:
         return found
-    key = output.key or b"dlq"
+    key = output.key
+    if key is None:  # nobody asked for an order: it has a group of its own
+        key = dict(output.headers)["dlq-key"] or b""
     return hashlib.sha256(key).hexdigest()[:32]
 
 
-def _kind(value: bytes | None) -> str:
-    """The DataType of what came from elsewhere, where headers have none."""
-    return "Binary" if value and _content("String", value) is None else "String"
-
-
-def _content(kind: str, value: bytes | None) -> dict[str, Any] | None:
-    if kind.startswith("Binary"):
-        return {"BinaryValue": value or b""}
-    try:
-        text = (value or b"").decode()
-    except UnicodeDecodeError:
-        return None
-    return {"StringValue": text} if text and _allowed(text) else None
+def _content(kind: str | None, value: bytes) -> dict[str, Any] | None:
+    """An attribute; a Kafka header, of no kind, is a string where it can be one. None where text is no text."""
+    if kind is None or not kind.startswith("Binary"):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        if _allowed(text):
+            return {"DataType": kind or "String", "StringValue": text}
+    return (
+        {"DataType": kind or "Binary", "BinaryValue": value}
+        if kind is None or kind.startswith("Binary")
+        else None
+    )
 
 
 _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
@@ -316,8 +356,12 @@ def _packed(fit: Sequence[tuple[Output, dict[str, Any]]]) -> Iterator[list[tuple
         yield some
 
 
-def _md5(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+def _same(entry: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
+    """Whether SQS took what was sent, by its sums."""
+    sums = {"MD5OfMessageBody": sqs.md5_of_body(entry["MessageBody"])}
+    if entry["MessageAttributes"]:
+        sums["MD5OfMessageAttributes"] = sqs.md5_of_attributes(entry["MessageAttributes"])
+    return all(sent.get(name, value) == value for name, value in sums.items())
 
 
 def _status(error: ClientError) -> int:
