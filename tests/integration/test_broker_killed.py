@@ -10,6 +10,9 @@ import pytest
 from tests.integration.rig import TRANSIENT, Rig, rigs, wait_until
 
 from dlq.conservation import prove
+from dlq.errors import TargetError
+from dlq.ports import Output
+from dlq.targets import kafka as targets
 from dlq_demo.broker import Broker
 
 AWAY_S = 1.0
@@ -83,6 +86,31 @@ def test_a_replay_goes_on_when_its_broker_is_back(
     assert rig.states() == {"confirmed": 400 * len(points)}
     assert set(consumer.effects.values()) == {1}
     assert prove(rig.attach(f"r{len(points) - 1}")).broken == []
+
+
+def test_a_commit_that_the_client_never_ends_is_given_up(
+    own: Broker, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the group's coordinator away it has no time-out of its own; the next writer takes over."""
+    rig = make_rig(parts=1)
+    rig.begin()
+    target = rig.open("r1").target
+    monkeypatch.setattr(targets, "_COMMIT_WITHIN_S", 3.0)
+    output = Output(0, b"k", b"v", (), None)
+    with target.writer("j", rig.origin, "{}") as writer:
+        writer.produce([output])
+        writer.flush()
+        own.kill()
+        try:
+            with pytest.raises(TargetError, match="hangs"):
+                writer.commit(1)
+        finally:
+            own.start()
+    with target.writer("j", rig.origin, "{}") as writer:
+        assert writer.cursor() is None
+        writer.send([output], 1)
+        assert writer.cursor() == 1
+    assert [s.value for s in rig.log(rig.origin)] == [b"v"]
 
 
 def test_the_groups_progress_is_known_again_when_its_broker_is_back(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,9 @@ _GROUPS = 100  # looked at, at most
 _ASK_S = 10.0  # for a group's offsets, asked again and again
 _SLICE_S = 0.1
 _CALL_S = 5.0
+_COMMIT_WITHIN_S = _TRANSACTION_MS / 1000 + 2 * _CALL_S
+"""A commit that takes longer has hung: send_offsets_to_transaction has no time-out once the group's coordinator is away
+(librdkafka issue 5456), and the broker has ended the transaction by then."""
 """A transactional call without a time-out of its own may never return once its broker was gone; it is made again."""
 
 _PRODUCER_FENCED = 90  # the broker's code; the client has no name for it
@@ -319,6 +323,7 @@ class KafkaWriter:
         )
         self._failed: list[tuple[int, KafkaError]] = []
         self._sent: list[Delivered] = []
+        self._hung = False
 
     def __enter__(self) -> Self:
         self._producer = Producer(self._settings, logger=kafka.QUIET)
@@ -331,6 +336,8 @@ class KafkaWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reader.close()
+        if self._hung:
+            return  # its thread keeps the client; whatever it still says is fenced by the next writer's init
         self._producer.purge()
         with suppress(KafkaException, SystemError):  # see _serve
             self._producer.flush(0)
@@ -402,6 +409,25 @@ class KafkaWriter:
         return self._sent
 
     def commit(self, cursor: int) -> None:
+        """:raises TargetError: also when the client hangs: the thread that waits for it is given up."""
+        fault: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                self._commit(cursor)
+            except BaseException as error:  # noqa: BLE001 - raised where the commit is waited for
+                fault.append(error)
+
+        caller = threading.Thread(target=call, name="dlq-commit", daemon=True)
+        caller.start()
+        caller.join(_COMMIT_WITHIN_S)
+        if caller.is_alive():
+            self._hung = True
+            raise TargetError(f"{self._topic}: the client hangs in a commit; the cursor says where to go on")
+        if fault:
+            raise fault[0]
+
+    def _commit(self, cursor: int) -> None:
         offsets = [TopicPartition(self._topic, 0, cursor, metadata=self._metadata)]
         until = time.monotonic() + _TRANSACTION_MS / 1000
         send_offsets = self._producer.send_offsets_to_transaction
