@@ -13,16 +13,14 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from dlq import plan as planning
-from dlq.archive import Archive, Rows, Stored
+from dlq.archived import Archived, archived
 from dlq.config import KafkaSource, KafkaTarget, MemoryEnd, QueueConfig
 from dlq.drain import Drain
 from dlq.entry import FLAWS
-from dlq.errors import ArchiveError, ConfigError
+from dlq.errors import ConfigError
 from dlq.export import exported
-from dlq.ledger import Ledger
 from dlq.ledger.jobs import HAND_BACK_UNFINISHED, Cut
-from dlq.ledger.schema import drain as drains
-from dlq.ledger.schema import entry, segment, source
+from dlq.ledger.schema import entry
 from dlq.ports import Connections, Output, Unproducible, Writer
 from dlq.selection import Selection
 from dlq.sending import running
@@ -31,7 +29,6 @@ from dlq.targets.kafka import KafkaReplay
 Progress = Callable[[int, int], None]
 """Called with (done, of)."""
 
-_PAGE = 4_000
 _RECORDS, _BYTES = 1_000, 8 << 20  # of a transaction
 
 
@@ -43,16 +40,6 @@ class Restored:
     where: str
     flawed: int = 0
     left_out: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """An archived entry: its place, the topic it lay in, its bytes."""
-
-    reference: str
-    topic: str | None
-    flawed: bool
-    stored: Stored
 
 
 def to_file(config: QueueConfig, chosen: Selection, path: Path, progress: Progress | None = None) -> Restored:
@@ -68,7 +55,7 @@ def to_file(config: QueueConfig, chosen: Selection, path: Path, progress: Progre
     done = flawed = 0
     try:
         with part.open("wb") as file:
-            for row, total in _archived(config, chosen):
+            for row, total in archived(config, chosen):
                 file.write(exported(row.stored, row.topic, row.reference.rpartition("/")[2]))
                 done, flawed = done + 1, flawed + row.flawed
                 if progress is not None:
@@ -103,7 +90,7 @@ def to_topic(
     sending = _Sending(replay, f"scratch-{uuid.uuid4().hex[:12]}", topic)
     done = flawed = 0
     try:
-        for rows, total in _chunks(_archived(config, chosen)):
+        for rows, total in _chunks(archived(config, chosen)):
             sending.send(rows, done)
             done += len(rows)
             flawed += sum(row.flawed for row in rows)
@@ -200,68 +187,8 @@ def _count(tx: Connection, condition: Any) -> int:
     return int(tx.execute(select(func.count()).select_from(entry).where(condition)).scalar_one())
 
 
-def _archived(config: QueueConfig, chosen: Selection) -> Iterator[tuple[_Row, int]]:
-    """The chosen entries in order of intake, each with how many there are in all; every segment's sum is checked."""
-    ledger, archive = Ledger.open(config.ledger), Archive(config.archive, config.name)
-    topics: dict[str, str | None] = {}
-    try:
-        with ledger.read() as tx:
-            condition = chosen.condition(tx, config.name)
-            total = _count(tx, condition)
-        last, held, rows, flaws = 0, None, None, None
-        while True:
-            with ledger.read() as tx:
-                page = tx.execute(
-                    select(
-                        entry.c.id,
-                        entry.c.part,
-                        entry.c.place,
-                        entry.c.row_no,
-                        entry.c.payload_sha,
-                        entry.c.taken_drain,
-                        segment.c.uri,
-                        segment.c.sha256,
-                        source.c.uri.label("source"),
-                    )
-                    .join(segment, segment.c.id == entry.c.segment)
-                    .join(source, source.c.id == entry.c.source)
-                    .where(condition, entry.c.id > last)
-                    .order_by(entry.c.id)
-                    .limit(_PAGE)
-                ).all()
-                for name in {row.taken_drain for row in page} - topics.keys():
-                    topics[name] = _topic(tx, name)
-            if not page:
-                return
-            for one in page:
-                if one.uri != held:
-                    table, _ = archive.verified(one.uri, one.sha256)
-                    held, rows, flaws = one.uri, Rows(table), table["flaw"].to_pylist()
-                assert rows is not None
-                assert flaws is not None
-                if rows.payload_sha(one.row_no) != one.payload_sha:
-                    raise ArchiveError(
-                        f"archive: segment {one.uri}, row {one.row_no} is not what the ledger says; "
-                        "restore the archive from a backup"
-                    )
-                reference = f"{one.source}/{one.part}/{one.place}"
-                flawed = bool(flaws[one.row_no])
-                yield _Row(reference, topics[one.taken_drain], flawed, rows[one.row_no]), total
-            last = page[-1].id
-    finally:
-        ledger.close()
-
-
-def _topic(tx: Connection, drain: str) -> str | None:
-    """The name the topic had when ``drain`` took from it."""
-    frozen = QueueConfig.model_validate_json(
-        tx.execute(select(drains.c.config).where(drains.c.id == drain)).scalar_one()
-    )
-    return frozen.source.topic if isinstance(frozen.source, KafkaSource) else None
-
-
-def _chunks(rows: Iterator[tuple[_Row, int]]) -> Iterator[tuple[list[_Row], int]]:
-    chunk: list[_Row] = []
+def _chunks(rows: Iterator[tuple[Archived, int]]) -> Iterator[tuple[list[Archived], int]]:
+    chunk: list[Archived] = []
     size = total = 0
     for row, total in rows:
         chunk.append(row)
@@ -281,7 +208,7 @@ class _Sending:
         self._writer: Writer | None = None
         self.left_out: list[tuple[str, str]] = []
 
-    def send(self, rows: Sequence[_Row], first: int) -> None:
+    def send(self, rows: Sequence[Archived], first: int) -> None:
         try:
             self._open().send([self._output(first + n, row) for n, row in enumerate(rows)], first + len(rows))
         except Unproducible as fault:
@@ -293,7 +220,7 @@ class _Sending:
             self.send(rows[:half], first)
             self.send(rows[half:], first + half)
 
-    def _output(self, ordinal: int, row: _Row) -> Output:
+    def _output(self, ordinal: int, row: Archived) -> Output:
         at = row.stored
         return Output(ordinal, at.key, at.value, at.headers, at.timestamp_ms, at.part)
 

@@ -1,17 +1,19 @@
-"""Commands that only look: status, sample, explain."""
+"""Commands that only look: status, sample, find, explain."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import IO, Any
 
 import click
 
 from dlq import clock, expiry
 from dlq.cli import terminal
-from dlq.cli.options import as_json, queue_argument
+from dlq.cli.options import as_json, queue_argument, selection_options
 from dlq.config import Owners, QueueConfig, load_queue, queue_names
 from dlq.connections import from_environment
 from dlq.dedupe import DedupeKeys
+from dlq.envelopes import JsonPath
 from dlq.errors import ConfigError, DlqError
 from dlq.explain import BadLine, encoding, explained, history
 from dlq.export import exported
@@ -19,6 +21,7 @@ from dlq.grouping.classify import Classifier
 from dlq.grouping.taxonomy import load_taxonomy
 from dlq.ledger import Ledger
 from dlq.redact import redact
+from dlq.selection import Selection
 
 
 @click.command()
@@ -196,6 +199,54 @@ def _sampled(one: Any, payload: bool, kept_ms: int | None) -> dict[str, Any]:
 
 
 @click.command()
+@queue_argument
+@click.argument("text")
+@click.option("--at", "path", metavar="PATH", help="Only where the value has TEXT there: $.order.id")
+@click.option(
+    "-n", "most", type=click.IntRange(1, 500), default=20, show_default=True, help="How many to show."
+)
+@partial(selection_options, needed=False)
+@as_json
+def find(
+    queue: QueueConfig, text: str, path: str | None, most: int, chosen: Selection, as_json: bool
+) -> None:
+    """Find entries in custody that carry TEXT.
+
+    In key, headers or value, whatever state they are in; compressed values and those written with a schema are read.
+    """
+    from dataclasses import asdict
+
+    from dlq.search import search
+
+    try:
+        at = JsonPath(path) if path else None
+    except ValueError as error:
+        raise click.UsageError(f"--at: {error}") from None
+    with terminal.progress("searching") as progress:
+        found = search(queue, chosen, text, at, from_environment, most, progress)
+    rows = [asdict(one) for one in found.found]
+    if as_json:
+        for row in rows:
+            terminal.put_json(row)
+    elif rows:
+        terminal.show(
+            f"{len(rows)} entries of {queue.name}",
+            [_words(k) for k in rows[0]],
+            [[*r.values()] for r in rows],
+        )
+    else:
+        terminal.say(
+            f"{queue.name}: nothing in custody carries it; `dlq sample {queue.name}` looks into the queue"
+        )
+    if found.more:
+        terminal.warn(f"there are more than {most}: narrow it, or raise -n")
+    if found.unread:
+        terminal.warn(
+            f"{found.unread:,} values can't be read as what they are: of those only the bytes were searched"
+        )
+
+
+@click.command()
 @click.argument("file", type=click.File("rb"), required=False)
 @click.option("--queue", help="Read FILE as this queue does: its formats, its dedupe key.")
 @click.option(
@@ -355,4 +406,4 @@ def _words(code: str) -> str:
     return code.replace("_", " ")
 
 
-COMMANDS = (status, sample, explain)
+COMMANDS = (status, sample, find, explain)

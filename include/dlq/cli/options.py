@@ -76,8 +76,11 @@ deadline_option = click.option(
 )
 
 
-def selection_options(function: F) -> F:
-    """Options that choose entries, given to the command as one ``chosen``."""
+def selection_options(function: F, *, needed: bool = True) -> F:
+    """Options that choose entries, given to the command as one ``chosen``.
+
+    :param needed: one must be given; else nothing chosen is everything.
+    """
 
     @click.option(
         "--entry",
@@ -105,7 +108,7 @@ def selection_options(function: F) -> F:
             options.pop("until"),
             options.pop("everything"),
         )
-        if chosen.is_empty:
+        if chosen.is_empty and needed:
             raise click.UsageError("say which entries: --entry, --group, --drain, --since, --until, or --all")
         return function(*arguments, chosen=chosen, **options)
 
