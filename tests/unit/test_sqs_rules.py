@@ -143,16 +143,32 @@ def test_how_long_a_return_takes_is_said_before_a_replay() -> None:
     assert "nobody learns the outcome" in finding
 
 
-def source(monkeypatch: pytest.MonkeyPatch, **attributes: str) -> tuple[SqsDlq, Stubber]:
+def stubbed(service: str) -> tuple[Any, Stubber]:
     client = boto3.client(
-        "sqs", region_name="eu-north-1", aws_access_key_id="any", aws_secret_access_key="any"
+        service, region_name="eu-north-1", aws_access_key_id="any", aws_secret_access_key="any"
     )
     stub = Stubber(client)
-    connection = Connection("aws", "aws", aws=lambda _service, _config: client)
+    stub.activate()
+    return client, stub
+
+
+def source(
+    monkeypatch: pytest.MonkeyPatch, mappings: dict[str, Any] | None = None, **attributes: str
+) -> tuple[SqsDlq, Stubber]:
+    """The adapter, and what its queue answers; its functions may not be looked at unless ``mappings`` says them."""
+    client, stub = stubbed("sqs")
+    functions, of_functions = stubbed("lambda")
+    if mappings is None:
+        for _ in range(3):
+            of_functions.add_client_error("list_event_source_mappings", "AccessDeniedException")
+    else:
+        wanted = {"EventSourceArn": f"{ARN}-dlq"}
+        of_functions.add_response("list_event_source_mappings", mappings, wanted)
+    clients = {"sqs": client, "lambda": functions}
+    connection = Connection("aws", "aws", aws=lambda service, _config: clients[service])
     found = sqs.Queue("https://sqs/dlq", f"{ARN}-dlq", attributes)
     monkeypatch.setattr(sqs, "find", lambda *_: found)
     config = SqsSource(kind="sqs", connection="aws", queue="dlq", start="earliest")
-    stub.activate()
     return SqsDlq(config, lambda _: connection), stub
 
 
@@ -165,6 +181,20 @@ def test_a_running_move_task_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert dlq.check({}, "ledger", 1) == []
     stub.add_client_error("list_message_move_tasks", "AccessDenied")
     assert dlq.check({}, "ledger", 1) == []
+
+
+@pytest.mark.parametrize(("state", "refused"), [("Enabled", True), ("Enabling", True), ("Disabled", False)])
+def test_a_function_that_is_fed_from_the_queue_is_to_be_stopped_first(
+    monkeypatch: pytest.MonkeyPatch, state: str, refused: bool
+) -> None:
+    mapping = {"FunctionArn": "arn:aws:lambda:eu-north-1:000000000000:function:retry", "State": state}
+    dlq, stub = source(monkeypatch, {"EventSourceMappings": [mapping]})
+    stub.add_response("list_message_move_tasks", {"Results": []})
+    if not refused:
+        assert dlq.check({}, "ledger", 1) == []
+        return
+    with pytest.raises(Refused, match="function:retry, whose mapping is on"):
+        dlq.check({}, "ledger", 1)
 
 
 def test_an_entry_expires_with_its_first_sending(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,11 @@ class SqsDlq:
                 f"queue {found.name}: a message move task is {moving}; wait for it, or cancel it (aws sqs "
                 "cancel-message-move-task): it moves entries without a filter, under new ids"
             )
+        if readers := self._functions(found):
+            raise Refused(
+                f"queue {found.name} is read by Lambda function {readers[0]}, whose mapping is on: disable the event "
+                "source mapping; it would take entries away beside us"
+            )
         findings = []
         if flying := found.number("ApproximateNumberOfMessagesNotVisible", 0):
             findings.append(
@@ -88,6 +93,17 @@ class SqsDlq:
         except (ClientError, BotoCoreError):
             return None  # not allowed to look, or an emulator that has none
         return next((t["Status"] for t in tasks if t.get("Status") in ("RUNNING", "CANCELLING")), None)
+
+    def _functions(self, found: sqs.Queue) -> list[str]:
+        """The Lambda functions that are fed from the queue now."""
+        try:
+            client = aws.client(self._connection, "lambda", once=True)
+            listed = client.list_event_source_mappings(EventSourceArn=found.arn).get(
+                "EventSourceMappings", []
+            )
+        except (ClientError, BotoCoreError):
+            return []  # not allowed to look, or an emulator that has none
+        return [m["FunctionArn"] for m in listed if m.get("State") in ("Enabled", "Enabling", "Updating")]
 
     def echoes(self) -> dict[int, Echo]:
         return {}
