@@ -13,6 +13,8 @@ WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 # worker ends late. An Airflow needs all cores, so those tests run one by one.
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
+# Hundreds of short processes: where this is set, each would compile all it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup lock demo test test-slow test-aws lint format bench clean
 
