@@ -7,11 +7,12 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests also wait, for processes and deadlines: one worker more than there are cores.
-WORKERS ?= $(shell echo $$((1 + $$(nproc 2>/dev/null || echo 2))))
+# Tests also wait, for processes and deadlines: two workers a core.
+WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 # Files stay together, so that tests share services, and come in their order: the short ones of the core last, so that no
 # worker ends late. An Airflow needs all cores, so those tests run one by one.
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A worker that died hangs pytest-xdist where it is replaced: units that are done are handed out again.
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 READY := $(VENV)/.ready
 # Hundreds of short processes: where this is set, each would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,8 +40,9 @@ test: $(READY) ## Every test but the slow ones
 	$(PYTEST) -m "not slow and not airflow and not aws"
 	$(BIN)/pytest -m "airflow and not slow"
 
-test-slow: $(READY) ## The long campaigns: processes killed by the dozen
-	$(PYTEST) -m slow
+test-slow: $(READY) ## What takes long: processes and brokers killed by the dozen, people answering in a real Airflow
+	$(PYTEST) -m "slow and not airflow"
+	$(BIN)/pytest -m "slow and airflow"
 
 test-aws: $(READY) ## A drain on your AWS account, of a test queue and its dead-letter queue (QUEUE=)
 	QUEUE="$(QUEUE)" $(BIN)/pytest -m aws tests/aws

@@ -15,7 +15,7 @@ from dlq.archive import Rows
 from dlq.ledger.schema import decision, entry, segment
 from dlq_demo.broker import Broker
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.integration.rig import wait_until
 from dlq.ledger.schema import job
 from dlq_demo.broker import Broker
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # A scheduler is taken for dead after 10 s of silence, and its tasks are looked for every 5.
 PATIENCE = {

@@ -15,6 +15,8 @@ from dlq.ports import Output
 from dlq.targets import kafka as targets
 from dlq_demo.broker import Broker
 
+pytestmark = pytest.mark.slow
+
 AWAY_S = 1.0
 POINTS = ("produced:6", "uncommitted:6", "committed:6")
 """In the batches: the canary and the cursors of both jobs are the first five transactions."""
@@ -68,24 +70,21 @@ def test_an_intake_goes_on_when_its_broker_is_back(own: Broker, make_rig: Callab
     assert rig.committed(f"dlq-drain.{rig.queue}", rig.dlq) == rig.ends(rig.dlq)
 
 
-@pytest.mark.parametrize("points", [POINTS[:1], pytest.param(POINTS, marks=pytest.mark.slow)])
-def test_a_replay_goes_on_when_its_broker_is_back(
-    own: Broker, make_rig: Callable[..., Rig], points: Sequence[str]
-) -> None:
+def test_a_replay_goes_on_when_its_broker_is_back(own: Broker, make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(parts=3, tuning={"lease_s": 0.2, "records": 50})
     rig.begin()
     consumer = rig.consumer()
     steps = ["take", "categorize", "canary", "batches", "remaining"]
-    for run, point in enumerate(points):
+    for run, point in enumerate(POINTS):
         rig.letters(400, kinds=TRANSIENT)
         killed_at(own, rig, f"r{run}", steps, point)
     consumer.stop()
     rig.check_custody()
     rig.check_nothing_pending()
-    assert len(rig.check_effects()) == 400 * len(points)
-    assert rig.states() == {"confirmed": 400 * len(points)}
+    assert len(rig.check_effects()) == 400 * len(POINTS)
+    assert rig.states() == {"confirmed": 400 * len(POINTS)}
     assert set(consumer.effects.values()) == {1}
-    assert prove(rig.attach(f"r{len(points) - 1}")).broken == []
+    assert prove(rig.attach(f"r{len(POINTS) - 1}")).broken == []
 
 
 def test_a_commit_that_the_client_never_ends_is_given_up(
@@ -129,7 +128,6 @@ def test_the_groups_progress_is_known_again_when_its_broker_is_back(
         assert target.progress(rig.origin) == {0: 1}
 
 
-@pytest.mark.slow
 def test_a_writer_that_slept_past_its_transaction_and_was_not_replaced_goes_on(
     make_rig: Callable[..., Rig],
 ) -> None:

@@ -17,6 +17,7 @@ def check(rig: Rig, count: int) -> None:
     assert rig.open("looks-afterwards").depth().entries == 0
 
 
+@pytest.mark.slow
 def test_intake_killed_at_each_crash_point_takes_every_record_once(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(parts=6, tuning={"lease_s": 0.2, "batch": 150})
     rig.begin()

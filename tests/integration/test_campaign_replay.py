@@ -23,6 +23,7 @@ def check(rig: Rig, count: int, transient: int) -> None:
     assert states.get("confirmed", 0) == transient == len(effects), states
 
 
+@pytest.mark.slow
 def test_a_replay_killed_at_each_crash_point_has_every_effect_once(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(parts=3, tuning={"lease_s": 0.2, "records": 50})
     rig.begin()

@@ -178,6 +178,7 @@ def test_a_busy_queue_is_exit_status_3_and_says_who_holds_it(dlq: Commands, rig:
     assert dlq.json("status", rig.queue)["holder"]["drain"] == drain.id
 
 
+@pytest.mark.slow
 def test_a_killed_command_keeps_others_out_for_minutes_at_most_and_an_ended_one_not_at_all(
     dlq: Commands, rig: Rig
 ) -> None:
@@ -375,6 +376,7 @@ def test_only_open_entries_are_handed_back(dlq: Commands, rig: Rig) -> None:
     assert dlq.json("restore", rig.queue, "--to", "dlq", "--all")["entries"] == 0
 
 
+@pytest.mark.slow
 def test_a_killed_hand_back_is_settled_by_the_next_and_the_rest_is_not_replayed(
     dlq: Commands, rig: Rig
 ) -> None:

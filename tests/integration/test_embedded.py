@@ -157,6 +157,7 @@ def test_a_damaged_jar_is_never_used(cold_cache: Path) -> None:
 # The broker
 
 
+@pytest.mark.slow
 def test_a_killed_broker_comes_back_with_its_data_on_its_port(tmp_path: Path, broker: Broker) -> None:
     with Broker(tmp_path / "kafka", properties={"offsets.retention.minutes": "1"}) as ours:
         bootstrap = ours.bootstrap
@@ -209,6 +210,7 @@ def test_a_broker_runs_in_the_foreground_until_it_is_ended(tmp_path: Path, broke
 # The SQS server
 
 
+@pytest.mark.slow
 def test_a_killed_sqs_server_comes_back_with_its_messages_on_its_port(
     tmp_path: Path, elasticmq: ElasticMq
 ) -> None:

@@ -326,6 +326,7 @@ def effects_of(record: TrafficRecord) -> list[str]:
     return [f"{dedupe_key.decode()}/{s['name']}" for s in steps if TOOLS[s["plugin"], s["tool"]].effect]
 
 
+@pytest.mark.slow
 def test_a_broker_that_restarts_costs_nothing_but_time(tmp_path):
     records = list(workflows(2000, 11))
     with Broker(tmp_path / "kafka") as broker:

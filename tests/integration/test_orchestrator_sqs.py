@@ -275,6 +275,7 @@ def test_quotas_are_changed_as_on_kafka(stream):
     assert stream.ended("k1") == "succeeded"
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_loses_no_message_and_doubles_no_effect(elasticmq, tmp_path):
     # a killed process has used up a reception of what it held: with few of them, healthy messages are moved too
     stream = Stream(elasticmq, tmp_path, receives=8)

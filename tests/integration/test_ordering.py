@@ -72,10 +72,9 @@ def check_order(rig: Rig) -> None:
     assert by_key == {b"k%d" % key: list(range(key, rig.dead_lettered, KEYS)) for key in range(KEYS)}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_two_jobs_killed_at_random_keep_the_order_of_each_key(
-    make_rig: Callable[..., Rig], kills: int
-) -> None:
+@pytest.mark.slow
+def test_two_jobs_killed_at_random_keep_the_order_of_each_key(make_rig: Callable[..., Rig]) -> None:
+    kills = 20
     choose = seeded("ordering", 20_251_126)
     rig = make_rig(
         parts=3,

@@ -20,8 +20,8 @@ Make = Callable[..., SqsRig]
     ("point", "successor"),
     [
         ("sending:2", "the retry of its own drain"),
-        ("calling:3", "a new drain"),
-        ("sent:2", "the retry of its own drain"),
+        pytest.param("calling:3", "a new drain", marks=pytest.mark.slow),
+        pytest.param("sent:2", "the retry of its own drain", marks=pytest.mark.slow),
     ],
 )
 def test_a_job_that_slept_while_it_sent_doubles_nothing(

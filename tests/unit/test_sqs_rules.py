@@ -8,13 +8,14 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.parsers import ResponseParserError
 from botocore.stub import Stubber
 
 from dlq import aws, expiry, mark, sqs
 from dlq.config import SqsSource, SqsTarget
-from dlq.errors import ConfigError, Refused
+from dlq.errors import ConfigError, Refused, SourceError
 from dlq.ports import Connection, Output
-from dlq.sources.sqs import SqsDlq, recorded
+from dlq.sources.sqs import SqsDlq, SqsPass, recorded
 from dlq.targets.sqs import SqsReplay, SqsSender, _packed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,6 +204,22 @@ def test_an_entry_expires_with_its_first_sending(monkeypatch: pytest.MonkeyPatch
     assert dlq.retention_ms() == 345_600_000
     letter = recorded({"MessageId": "m", "Body": "b", "Attributes": {"SentTimestamp": "1764000000000"}})
     assert expiry.of(letter, dlq.retention_ms()) == "2025-11-28T16:00:00.000+00:00"
+
+
+def test_whatever_ends_the_receivers_is_told() -> None:
+    """An answer that no parser takes is neither of boto3's kinds of error; reading on would never end."""
+
+    class Broken:
+        def receive_message(self, **_: Any) -> dict[str, Any]:
+            raise ResponseParserError("Unable to parse response")
+
+    config = SqsSource(kind="sqs", connection="aws", queue="dlq", start="earliest")
+    reading = SqsPass(Broken(), sqs.Queue("https://sqs/dlq", f"{ARN}-dlq", {}), config, 0, glance=False)
+    try:
+        with pytest.raises(SourceError, match="ResponseParserError: Unable to parse response"):
+            reading.read(10, 1_000_000, 20)
+    finally:
+        reading.close()
 
 
 def test_no_client_can_be_made_of_a_wrong_connection() -> None:

@@ -209,7 +209,7 @@ class SqsPass:
                     continue
                 self._error = error
                 return
-            except BotoCoreError as error:
+            except Exception as error:  # noqa: BLE001 - whatever ends this thread is told where batches are read
                 self._error = error
                 return
             for message in got:
