@@ -7,8 +7,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests also wait, for processes and deadlines: two workers a core.
-WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
+# Tests also wait, for processes and deadlines: one worker more than there are cores.
+WORKERS ?= $(shell echo $$((1 + $$(nproc 2>/dev/null || echo 2))))
 # Files stay together, so that tests share services, and come in their order: the short ones of the core last, so that no
 # worker ends late. An Airflow needs all cores, so those tests run one by one.
 # A worker that died hangs pytest-xdist where it is replaced: units that are done are handed out again.

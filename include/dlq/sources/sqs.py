@@ -203,13 +203,10 @@ class SqsPass:
                     MessageAttributeNames=["All"],
                     MessageSystemAttributeNames=["All"],
                 ).get("Messages", [])
-            except ClientError as error:
-                if aws.throttled(error):
+            except Exception as error:  # noqa: BLE001 - whatever ends this thread is told where batches are read
+                if isinstance(error, ClientError) and aws.throttled(error):
                     self._stop.wait(1)
                     continue
-                self._error = error
-                return
-            except Exception as error:  # noqa: BLE001 - whatever ends this thread is told where batches are read
                 self._error = error
                 return
             for message in got:
