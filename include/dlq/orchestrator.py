@@ -6,8 +6,9 @@ leave out, saying so, what a missing level makes impossible.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from dlq.errors import ConfigError, DlqError
 
-Level = Literal["outcome", "failures", "routing", "quotas"]
+Level = Literal["outcome", "failures", "replay", "routing", "quotas", "plugins", "debugger", "faults"]
 
 _MAJOR = "1"
 _AT_ONCE = 1000
@@ -129,6 +130,73 @@ class Quota:
     rejected: int = 0
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A workflow to be run again. ``key`` is the header ``dlq-key`` its outcome is asked for by: the same key is put
+    into the origin once. ``value`` replaces the record's (an approved edit); ``headers`` are ours (``dlq-…``).
+    """
+
+    correlation_id: str
+    key: str
+    retry_count: int
+    value: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the orchestrator said to a :class:`Replay`; ``why`` it refused is a short code."""
+
+    state: Literal["accepted", "refused"]
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A plugin's circuit breaker; an open one lets a probe through from ``until_ms`` (epoch) on."""
+
+    state: Literal["closed", "open", "half_open"]
+    until_ms: Annotated[int | None, Field(validation_alias="until")] = None
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Calls of a plugin that reached for a scope it doesn't declare."""
+
+    scope: str
+    count: int
+    last_at_ms: Annotated[int | None, Field(validation_alias="last_at")] = None
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin as it runs now. ``grantable`` scopes may be declared, beside those that are; ``revision`` counts its
+    changes, whoever made them.
+    """
+
+    name: str
+    version: str
+    scopes: tuple[str, ...]
+    circuit: Circuit
+    revision: int
+    versions: tuple[str, ...] = ()
+    grantable: tuple[str, ...] = ()
+    disabled: bool = False
+    violations: tuple[Violation, ...] = ()
+
+
+@dataclass(frozen=True)
+class PluginPatch:
+    """A change of a plugin, made by a named person (or policy) for a reason, of the revision that was looked at."""
+
+    revision: int
+    person: str
+    reason: str
+    scopes: tuple[str, ...] | None = None
+    version: str | None = None
+    disabled: bool | None = None
+
+
 class OrchestratorError(DlqError):
     """The orchestrator could not do what was asked; the message names the address and what to do."""
 
@@ -168,11 +236,15 @@ class AboveCeiling(OrchestratorError):
         self.ceiling = ceiling
 
 
+class PluginChanged(OrchestratorError):
+    """The plugin was changed since it was looked at: look again."""
+
+
 class Orchestrator(Protocol):
     """What the drain asks of an orchestrator. Every call may raise `OrchestratorError`.
 
-    Levels: *outcome* (outcomes, submit_workflow, workflow, success_rate), *routing*, *quotas*; a call of a
-    level that is not offered raises `CapabilityMissing`.
+    Levels: *outcome* (outcomes, submit_workflow, workflow, success_rate), *failures*, *replay*, *routing*, *quotas*,
+    *plugins*; a call of a level that is not offered raises `CapabilityMissing`.
     """
 
     def capabilities(self) -> frozenset[str]:
@@ -217,6 +289,18 @@ class Orchestrator(Protocol):
         :raises AboveCeiling: the orchestrator doesn't allow so much.
         """
 
+    def replay_workflows(self, replays: Sequence[Replay]) -> dict[str, Replayed]:
+        """Have workflows run again; an answer for each key. A repeated key is not put in twice."""
+
+    def plugins(self) -> list[Plugin]:
+        """The plugins as they run now."""
+
+    def patch_plugin(self, name: str, patch: PluginPatch, idempotency_key: str) -> Plugin:
+        """Change a plugin for its next call on.
+
+        :raises PluginChanged: it is not at the revision the patch was made for.
+        """
+
     def close(self) -> None: ...
 
 
@@ -257,6 +341,17 @@ class _Failures:
 @dataclass(frozen=True)
 class _Quotas:
     quotas: list[Quota]
+
+
+@dataclass(frozen=True)
+class _Replays:
+    replays: dict[str, Replayed]
+
+
+@dataclass(frozen=True)
+class _Plugins:
+    plugins: list[Plugin]
+    next: str | None = None
 
 
 class HttpOrchestrator:
@@ -385,6 +480,37 @@ class HttpOrchestrator:
             Quota, "PUT", path, json={"limit": limit}, headers={"Idempotency-Key": idempotency_key}
         )
 
+    def replay_workflows(self, replays: Sequence[Replay]) -> dict[str, Replayed]:
+        self._need("replay")
+        found: dict[str, Replayed] = {}
+        for first in range(0, len(replays), _AT_ONCE):
+            some = replays[first : first + _AT_ONCE]
+            answer = self._ask(
+                _Replays, "POST", "/v1/replays", json={"replays": [_replay_document(each) for each in some]}
+            ).replays
+            if silent := [each for each in some if each.key not in answer]:
+                raise ContractBroken(
+                    f"{self.url}/v1/replays left out {len(silent)} of {len(some)} keys: each needs a state."
+                )
+            found |= {each.key: answer[each.key] for each in some}
+        return found
+
+    def plugins(self) -> list[Plugin]:
+        self._need("plugins")
+        found: list[Plugin] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._ask(_Plugins, "GET", "/v1/plugins", params={"cursor": cursor} if cursor else {})
+            found += page.plugins
+            cursor = page.next
+        return found
+
+    def patch_plugin(self, name: str, patch: PluginPatch, idempotency_key: str) -> Plugin:
+        self._need("plugins")
+        change = {key: value for key, value in asdict(patch).items() if value is not None}
+        path = f"/v1/plugins/{quote(name, safe='')}"
+        return self._ask(Plugin, "PATCH", path, json=change, headers={"Idempotency-Key": idempotency_key})
+
     def _need(self, level: Level) -> None:
         levels = self._levels if self._levels is not None else self.capabilities()
         if level not in levels:
@@ -431,6 +557,8 @@ class HttpOrchestrator:
             return OrchestratorUnreachable(f"{said} Its log says why; a later try may help.")
         if status == HTTPStatus.CONFLICT and "/routing/" in where:
             return RoutingHeld(f"{said} Wait for the lease's end, or have its holder resume.")
+        if status == HTTPStatus.CONFLICT and "/plugins/" in where:
+            return PluginChanged(f"{said} Look at the plugin again, and decide anew.")
         if isinstance(ceiling := problem.get("ceiling"), int):
             return AboveCeiling(
                 f"{said} Ask for less, or have the orchestrator's owner raise the ceiling.", ceiling
@@ -449,6 +577,15 @@ class HttpOrchestrator:
                 f"{response.request.method} {response.request.url}: the answer is not what the contract "
                 f"says: {fields}. See docs/orchestrator.md."
             ) from None
+
+
+def _replay_document(replay: Replay) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"retry_count": replay.retry_count}
+    if replay.value is not None:
+        overrides["value"] = base64.b64encode(replay.value).decode()
+    if replay.headers:
+        overrides["headers"] = dict(replay.headers)
+    return {"correlation_id": replay.correlation_id, "key": replay.key, "overrides": overrides}
 
 
 def _may_heal(error: Exception) -> bool:
