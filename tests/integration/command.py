@@ -1,4 +1,8 @@
-"""Running ``dlq`` as a user does: a process of its own, configured by files and environment variables."""
+"""Running ``dlq`` as a user does: a process of its own, configured by files and environment variables.
+
+It is forked from a server that has imported all of it: hundreds of starts would cost minutes of imports. How the
+program starts as a user starts it is a matter of tests/unit/test_cli.py, and of :meth:`Commands.start`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.integration.rig import Rig, wait_until
+from tests.integration.rig import FORKS, Rig, wait_until
+
+from dlq.cli.main import main
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "include" / "config"
 _COMPILED = str(Path(tempfile.gettempdir()) / f"dlq-tests-pyc-{os.getuid()}")
@@ -56,20 +62,20 @@ class Commands:
     def run(
         self, *arguments: str, exits: int = 0, stdin: bytes = b"", seconds: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "dlq", *arguments],
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            timeout=seconds,
-        )
-        text = subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-        )
-        said = f"{text.stdout}\n{text.stderr}"
-        assert "Traceback" not in said, said
-        assert text.returncode == exits, f"dlq {' '.join(arguments)} ended with {text.returncode}: {said}"
-        return text
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("in", "out", "err")]
+            files[0].write_bytes(stdin)
+            process = FORKS.Process(target=_dlq, args=(arguments, self.environment, files))
+            process.start()
+            process.join(seconds)
+            if (code := process.exitcode) is None:
+                process.kill()
+            said = [file.read_text() for file in files[1:]]
+        done = subprocess.CompletedProcess(["dlq", *arguments], -1 if code is None else code, *said)
+        told = f"{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in told, told
+        assert code == exits, f"dlq {' '.join(arguments)} ended with {code} (None: not at all): {told}"
+        return done
 
     def json(self, *arguments: str, **how: Any) -> Any:
         """The one document the command prints with ``--json``."""
@@ -97,6 +103,16 @@ class Commands:
         finally:
             process.kill()
             process.communicate()
+
+
+def _dlq(arguments: Sequence[str], environment: dict[str, str], files: Sequence[Path]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, file in enumerate(files):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
+    # as a start makes them: over the descriptors, whatever was put in their place before
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", 1)
+    main(arguments)
 
 
 def write_ambiguous(rig: Rig, count: int) -> None:

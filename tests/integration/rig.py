@@ -48,9 +48,9 @@ from dlq.triage import categorize
 from dlq_demo.broker import create_topic
 
 # A server that has imported everything: from it a worker starts in milliseconds.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["pytest", "pandas", "tests.integration.worker"]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["pytest", "pandas", "dlq.cli.main", "tests.integration.worker"]
 )  # pandas: pyarrow imports it where it is installed
 
 TRANSIENT = ("TransientNetwork", "RateLimit", "PluginTimeout")
@@ -655,7 +655,7 @@ class Worker:
         (folder / "spec.json").write_text(json.dumps({**spec, "steps": steps}))
         for name in ("out", "err"):
             (folder / name).touch()
-        self._process = _FORKS.Process(target=worker.run, args=(str(folder),), daemon=True)
+        self._process = FORKS.Process(target=worker.run, args=(str(folder),), daemon=True)
         self._process.start()
 
     @property
