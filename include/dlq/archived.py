@@ -86,7 +86,7 @@ def archived(config: QueueConfig, chosen: Selection) -> Iterator[tuple[Archived,
 
 def _topic(tx: Connection, drain: str) -> str | None:
     """The name the topic had when ``drain`` took from it."""
-    frozen = QueueConfig.model_validate_json(
-        tx.execute(select(drains.c.config).where(drains.c.id == drain)).scalar_one()
+    frozen = QueueConfig.thaw(
+        tx.execute(select(drains.c.config).where(drains.c.id == drain)).scalar_one(), drain
     )
     return frozen.source.topic if isinstance(frozen.source, KafkaSource) else None

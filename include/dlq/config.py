@@ -337,6 +337,21 @@ class QueueConfig(_Model):
             ledger = "not a database URL"
         return self.model_copy(update={"ledger": ledger}).model_dump_json()
 
+    @classmethod
+    def thaw(cls, frozen: str, drain: str) -> QueueConfig:
+        """The configuration kept with ``drain``.
+
+        :raises ConfigError: it is of a release whose fields were others.
+        """
+        try:
+            return cls.model_validate_json(frozen)
+        except ValidationError as error:
+            fields = ", ".join(sorted({_field(e["loc"]) for e in error.errors()}))
+            raise ConfigError(
+                f"drain {drain}: the configuration it was opened with is of another release ({fields}); look at it "
+                "with the release that ran it"
+            ) from None
+
     def tighten(self, overrides: dict[str, Any]) -> QueueConfig:
         """This queue with a run's params applied; they may only tighten.
 

@@ -84,7 +84,7 @@ class Drain:
             )
         return cls(
             identity,
-            QueueConfig.model_validate_json(found.config).model_copy(update={"ledger": config.ledger}),
+            QueueConfig.thaw(found.config, identity).model_copy(update={"ledger": config.ledger}),
             ledger,
             connections,
             epoch=int(found.epoch),

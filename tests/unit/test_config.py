@@ -291,3 +291,10 @@ def test_the_fingerprint_tells_configurations_apart(folder: Path) -> None:
     assert one.sha == load(folder, GOOD).sha
     assert one.sha != load(folder, changed(limits__batch=99)).sha
     assert len(one.sha) == 12
+
+
+def test_a_configuration_frozen_by_another_release_is_named_not_raised_raw(config: QueueConfig) -> None:
+    frozen = config.frozen()
+    assert QueueConfig.thaw(frozen, "orders-1").limits == config.limits
+    with pytest.raises(ConfigError, match=r"orders-1: .*another release \(limits\.batch_size\)"):
+        QueueConfig.thaw(frozen.replace('"batch"', '"batch_size"'), "orders-1")

@@ -39,6 +39,19 @@ def test_a_take_over_waits_out_the_grace(ledger_rig: LedgerRig) -> None:
     assert ledger_rig.acquire(OTHER) == 2
 
 
+def test_a_lease_taken_under_a_clock_far_ahead_holds_nobody_off(ledger_rig: LedgerRig) -> None:
+    until(ledger_rig, 365 * 86_400)
+    assert ledger_rig.acquire(OTHER) == 2
+    with pytest.raises(Fenced):
+        lease.held(ledger_rig.ledger, QUEUE, DRAIN, 1)
+
+
+def test_no_lease_is_so_long_that_it_would_pass_for_one_of_a_wrong_clock(ledger_rig: LedgerRig) -> None:
+    lease.extend(ledger_rig.ledger, QUEUE, 1, 365 * 86_400)
+    with pytest.raises(QueueBusy):
+        ledger_rig.acquire(OTHER)
+
+
 def test_the_one_taken_over_is_fenced(ledger_rig: LedgerRig) -> None:
     until(ledger_rig, -60)
     ledger_rig.acquire(OTHER)

@@ -30,6 +30,12 @@ def test_a_database_without_our_tables_is_no_ledger(postgres_url: str) -> None:
         Ledger.open(postgres_url)
 
 
+@pytest.mark.parametrize("url", ["sqlite:///ledger.db", "sqlite://", "sqlite:///:memory:"])
+def test_a_ledger_must_be_the_same_from_every_folder(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:////absolute/path.db"):
+        Ledger.create(url)
+
+
 def test_creating_twice_keeps_the_first_ledgers_id(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     first = Ledger.create(url)

@@ -14,6 +14,9 @@ from dlq.ledger.store import Ledger, insert_rows
 GRACE_S = 30.0
 """How long past a lease's end a take-over waits: clocks of two machines differ."""
 
+LONGEST_S = 7 * 86_400.0
+"""What no lease exceeds: one that ends later was taken under a wrong clock, and holds nobody off (epochs fence)."""
+
 
 def known_epoch(ledger: Ledger, name: str, holder: str) -> int:
     """The epoch the ledger remembers, before ``holder`` takes the lease: what the world must not be ahead of.
@@ -32,7 +35,7 @@ def _refuse_if_held(found: RowMapping, holder: str) -> None:
     held_by = found["holder"]
     if held_by and held_by != holder:
         free_at = datetime.fromisoformat(found["lease_until"]) + timedelta(seconds=GRACE_S)
-        if clock.iso(free_at) > clock.now():
+        if clock.now() < clock.iso(free_at) and found["lease_until"] <= clock.after(LONGEST_S + GRACE_S):
             raise QueueBusy(
                 f"queue {found['name']} is held by {held_by} until {found['lease_until']}; wait for it, or look at "
                 "its run: it may be live"
@@ -65,7 +68,7 @@ def acquire(
         tx.execute(
             update(queue)
             .where(queue.c.name == name)
-            .values(epoch=epoch, holder=holder, lease_until=clock.after(seconds))
+            .values(epoch=epoch, holder=holder, lease_until=clock.after(min(seconds, LONGEST_S)))
         )
         unsettled = (
             select(func.count())
@@ -130,7 +133,7 @@ def _incident(tx, name: str) -> int:  # type: ignore[no-untyped-def]
 def extend(ledger: Ledger, name: str, epoch: int, seconds: float) -> None:
     """Hold the lease until ``seconds`` from now, never shorter than before."""
     with ledger.write(name, epoch) as tx:
-        until = clock.after(seconds)
+        until = clock.after(min(seconds, LONGEST_S))
         tx.execute(
             update(queue).where(queue.c.name == name, queue.c.lease_until < until).values(lease_until=until)
         )

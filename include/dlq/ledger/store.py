@@ -188,6 +188,11 @@ def _engine(url: str) -> Engine:
         return create_engine(
             parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10}, hide_parameters=True
         )
+    if not Path(parsed.database or "").is_absolute():
+        raise ConfigError(
+            f"ledger: {_shown(url)} is relative, and every component of Airflow has a working folder of its own; "
+            "write sqlite:////absolute/path.db"
+        )
     # Parameters are what dead letters say: an error's text must not carry them into a log.
     engine = create_engine(parsed, connect_args={"timeout": _BUSY_MS / 1000}, hide_parameters=True)
 

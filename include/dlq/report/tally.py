@@ -69,7 +69,7 @@ def build_report(drain: Drain) -> ReportData:
         row = tx.execute(select(schema.drain).where(schema.drain.c.id == drain.id)).mappings().first()
         if row is None:
             raise DlqError(f"the ledger has no drain {drain.id}: name one that `dlq status` lists")
-        config = QueueConfig.model_validate_json(row["config"])
+        config = QueueConfig.thaw(row["config"], drain.id)
         notes = tx.execute(
             select(event.c.at, event.c.stage, event.c.level, event.c.text, event.c.data)
             .where(event.c.drain == drain.id)
