@@ -32,7 +32,7 @@ def test_a_database_without_our_tables_is_no_ledger(postgres_url: str) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite:///ledger.db", "sqlite://", "sqlite:///:memory:"])
 def test_a_ledger_must_be_the_same_from_every_folder(url: str) -> None:
-    with pytest.raises(ConfigError, match="sqlite:////absolute/path.db"):
+    with pytest.raises(ConfigError, match=r"sqlite:////absolute/path\.db"):
         Ledger.create(url)
 
 
