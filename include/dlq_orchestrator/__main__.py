@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from dlq_orchestrator.core.workflow_safety import KEEP_S
 from dlq_orchestrator.dead_letter import NotAcknowledged
 from dlq_orchestrator.kafka import KafkaSettings
 from dlq_orchestrator.origin import CannotStart, ConsumerFailed
@@ -35,6 +36,7 @@ def main() -> int:
         port=arguments.port,
         time_limit_s=arguments.time_limit,
         backoff_base_s=arguments.backoff_base,
+        keep_s=arguments.keep_days * 86400.0,
     )
     _log_to_stderr()
     stop = threading.Event()
@@ -89,7 +91,16 @@ def _arguments() -> argparse.Namespace:
         type=float,
         help="longest first wait between tries, seconds (default: %(default)s)",
     )
+    add(
+        "--keep-days",
+        default=KEEP_S / 86400,
+        type=float,
+        help="how long a workflow that is over is remembered; its record is run again after that"
+        " (default: %(default).0f)",
+    )
     arguments = parser.parse_args()
+    if arguments.keep_days <= 0:
+        parser.error("--keep-days must be more than 0")
     if (arguments.origin_queue is None) == (arguments.origin_topic is None):
         parser.error("name where workflows come from: either --origin-topic or --origin-queue")
     if arguments.origin_topic is not None:

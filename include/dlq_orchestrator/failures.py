@@ -7,10 +7,17 @@ from typing import ClassVar
 
 
 class StepError(Exception):
-    """A step failed. Messages name what failed and never hold a payload: they are shown to people."""
+    """A step failed. Messages name what failed and never hold a payload: they are shown to people.
+
+    :param retry_after_s: whoever refused said how long to wait before the next try, in seconds.
+    """
 
     error_type: ClassVar[str] = "PluginError"
     transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class PluginError(StepError):
@@ -32,7 +39,7 @@ class RateLimit(StepError):
 
 
 class PluginTimeout(StepError):
-    """The call ran into its time limit and was cancelled."""
+    """The call ran into its time limit and was stopped."""
 
     error_type = "PluginTimeout"
     transient = True
@@ -45,9 +52,39 @@ class MemoryQuotaExceeded(StepError):
 
 
 class ScopeViolation(StepError):
-    """The plugin reached outside its declared scopes."""
+    """The plugin reached outside its declared scopes; `scope` is what it reached for."""
 
     error_type = "ScopeViolation"
+
+    def __init__(self, message: str, scope: str = "") -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class QuotaExceeded(StepError):
+    """The plugin, tool or tenant is past its own calls a second here; later it won't be."""
+
+    error_type = "QuotaExceeded"
+    transient = True
+
+
+class CircuitOpen(StepError):
+    """The plugin failed so often in a row that it is left alone for a while."""
+
+    error_type = "CircuitOpen"
+    transient = True
+
+
+class PluginCrashed(StepError):
+    """The process of the call died under it: a signal, an exit, out of memory."""
+
+    error_type = "PluginCrashed"
+
+
+class PluginDisabled(StepError):
+    """A person has disabled the plugin."""
+
+    error_type = "PluginDisabled"
 
 
 class DataCorruption(StepError):

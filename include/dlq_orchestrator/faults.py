@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
+import signal
+import time
 import zlib
 from typing import Annotated, Literal
 
 import msgspec
 
-from dlq_orchestrator.failures import PluginError, RateLimit, ScopeViolation, TransientNetwork
-from dlq_orchestrator.workflow import Step
+from dlq_orchestrator.failures import PluginError, RateLimit, TransientNetwork
+from dlq_orchestrator.workflow import Call
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`"fault": {"error": "TransientNetwork", "attempts": 4}` in a step's arguments: 4 tries fail so.
 
-    Tries are counted over replays too: the count is retry count × tries a run + this run's try.
+    Tries are counted over replays too: the count is retry count × tries a run + this run's try. It strikes in the
+    call's own process, and is what it says: a time-out sleeps, a busy call computes, a crash kills its process, a
+    scope violation asks for the scope `<plugin>:admin`, so it ends when that is granted.
+
+    :param version: only calls of this version of the plugin fail.
     """
 
-    error: Literal["TransientNetwork", "RateLimit", "PluginTimeout", "ScopeViolation", "PluginError"]
+    error: Literal[
+        "TransientNetwork",
+        "RateLimit",
+        "PluginTimeout",
+        "PluginBusy",
+        "PluginCrashed",
+        "ScopeViolation",
+        "PluginError",
+    ]
     attempts: Annotated[int, msgspec.Meta(ge=1)]
+    version: str | None = None
 
-    async def strike(self, step: Step, seed: str, count: int) -> None:
-        """Fail if this try is one of those that fail; the messages vary as real ones do, by the seed."""
-        if count > self.attempts:
+    def strike(self, call: Call, count: int) -> None:
+        """Fail if this try is one of those that fail; the messages vary as real ones do, by the effect key."""
+        if count > self.attempts or self.version not in (None, call.version):
             return
-        number = zlib.crc32(seed.encode())
+        plugin, number = call.step.plugin, zlib.crc32(call.effect_key.encode())
         match self.error:
             case "TransientNetwork":
                 raise TransientNetwork(
-                    f"connection to {step.plugin}.internal:8443 reset by peer after {100 + number % 900} ms"
+                    f"connection to {plugin}.internal:8443 reset by peer after {100 + number % 900} ms"
                     f" (request {number:08x})"
                 )
             case "RateLimit":
-                raise RateLimit(f"429 Too Many Requests from {step.plugin}: retry after {1 + number % 30} s")
-            case "ScopeViolation":
-                raise ScopeViolation(
-                    f"{step.component} asked for scope {step.plugin}:admin, which it doesn't declare"
+                after_ms = 5 + number % 40
+                raise RateLimit(
+                    f"429 Too Many Requests from {plugin}: retry after {after_ms} ms", after_ms / 1000
                 )
+            case "ScopeViolation":
+                call.require(f"{plugin}:admin")
             case "PluginError":
-                raise PluginError(f"{step.component} answered 500 (incident {number:08x})")
+                raise PluginError(f"{call.step.component} answered 500 (incident {number:08x})")
+            case "PluginCrashed":
+                os.kill(os.getpid(), signal.SIGKILL)
             case "PluginTimeout":
-                await asyncio.Event().wait()
+                time.sleep(3600)
+            case "PluginBusy":
+                while True:
+                    pass

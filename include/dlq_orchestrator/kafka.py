@@ -10,7 +10,7 @@ from typing import Any, cast
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
-from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetterWriter
 from dlq_orchestrator.kafka_consumer import KafkaConsumer
@@ -39,7 +39,7 @@ class KafkaSettings:
 
 
 def kafka_origin(
-    settings: KafkaSettings, store: Store, runner: Runner, safety: WorkflowSafety, limiter: RateLimiter
+    settings: KafkaSettings, store: Store, runner: Runner, safety: WorkflowSafety, calls: PluginCalls
 ) -> Origin:
     """
     :raises CannotStart: a topic or the broker is not there.
@@ -54,7 +54,7 @@ def kafka_origin(
         settings.group,
         runner,
         safety,
-        limiter,
+        calls,
         routing,
         DeadLetterWriter(producer, settings.dlq_topic),
         store,

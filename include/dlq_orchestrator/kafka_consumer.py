@@ -13,7 +13,7 @@ from typing import Self, cast
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, KafkaRecord, dead_letter
 from dlq_orchestrator.origin import ConsumerFailed
@@ -57,7 +57,7 @@ class KafkaConsumer:
         group: str,
         runner: Runner,
         safety: WorkflowSafety,
-        limiter: RateLimiter,
+        calls: PluginCalls,
         routing: Routing,
         writer: DeadLetterWriter,
         store: Store,
@@ -67,13 +67,12 @@ class KafkaConsumer:
         self._group = group
         self._runner = runner
         self._safety = safety
-        self._limiter = limiter
+        self._calls = calls
         self._routing = routing
         self._writer = writer
         self._store = store
         self._loop = asyncio.Runner()
         self._to_commit: dict[tuple[str, int], int] = {}
-        self.in_flight: frozenset[str] = frozenset()
         self.last_turn = time.monotonic()
 
     @property
@@ -137,7 +136,7 @@ class KafkaConsumer:
             self._commit(consumer)
 
     def _process(self, records: list[KafkaRecord]) -> None:
-        self.in_flight = frozenset(record.replay_key for record in records if record.replay_key)
+        self._safety.claim(records)
         runs = self._loop.run(self._runner.run(records))
         with self._routing.gate:
             paused = self._routing.paused()
@@ -152,8 +151,7 @@ class KafkaConsumer:
                 self._safety.record(db, runs)
                 self._routing.hold(db, held)
                 self._routing.hold(db, too_large, undeliverable=True)
-                self._limiter.save_counts(db)
-        self.in_flight = frozenset()
+                self._calls.save_counts(db)
         for letter in too_large:
             _log.error("dead letter too large for the DLQ, kept in the state folder", record=letter.name)
         for record in records:

@@ -37,10 +37,6 @@ class Consumer(Protocol):
     """Runs what the origin holds, until told to stop. A context manager: leaving it frees what it holds."""
 
     @property
-    def in_flight(self) -> frozenset[str]:
-        """The keys of replays being run."""
-
-    @property
     def last_turn(self) -> float:
         """When it last looked for records, by the monotonic clock."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from dlq_orchestrator.failures import PluginError
-from dlq_orchestrator.workflow import Step
+from dlq_orchestrator.workflow import Call
 
 _CATALOGUE = {
     "sku-anvil": "cast iron anvil for the workshop",
@@ -23,35 +23,48 @@ _CATALOGUE = {
 _WAREHOUSES = ("bergen", "gdansk", "porto")
 _STOCK_MAX = 1000
 
-# limit and ceiling, MiB
-MEMORY_MB = {
-    "embedding": (512, 2048),
-    "inventory": (256, 1024),
-    "notify": (128, 512),
-    "payments": (256, 1024),
-    "search": (512, 2048),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a plugin is told beside its arguments; `effect_key` is for its upstream, as idempotency key."""
-
-    step: Step
-    effect_key: str
-
-    def reference(self, prefix: str) -> str:
-        """The id of what this call makes: the same whenever the call is repeated."""
-        return f"{prefix}-{hashlib.sha256(self.effect_key.encode()).hexdigest()[:12]}"
-
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool of a plugin. `effect`: it changes the world, so each run of it goes to the effect log."""
+    """One tool of a plugin. Its `run` is called in another process, so it is a function of a module.
+
+    :param effect: it changes the world, so each run of it goes to the effect log.
+    """
 
     args: type[msgspec.Struct]
-    run: Callable[[Any, Call], Awaitable[dict[str, Any]]]
+    run: Callable[[Any, Call], dict[str, Any]]
     effect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a plugin declares: the first of its versions runs until somebody sets another.
+
+    :param scopes: what it may reach for.
+    :param grantable: what a person may let it reach for too.
+    :param memory_mb: limit and ceiling of one call, MiB.
+    """
+
+    versions: tuple[str, ...]
+    scopes: frozenset[str]
+    grantable: frozenset[str]
+    memory_mb: tuple[int, int]
+
+
+MANIFESTS: dict[str, Manifest] = {
+    "embedding": Manifest(
+        ("1.0", "1.1"), frozenset({"embedding:read"}), frozenset({"embedding:admin"}), (512, 2048)
+    ),
+    "inventory": Manifest(
+        ("1.0", "1.1"), frozenset({"inventory:write"}), frozenset({"inventory:admin"}), (256, 1024)
+    ),
+    "notify": Manifest(
+        ("1.0", "1.1"), frozenset({"notify:send"}), frozenset({"notify:admin", "network"}), (128, 512)
+    ),
+    # nobody is given the administration of payments by a patch
+    "payments": Manifest(("1.0", "1.1"), frozenset({"payments:write"}), frozenset(), (256, 1024)),
+    "search": Manifest(("1.0", "1.1"), frozenset({"search:read"}), frozenset({"search:admin"}), (512, 2048)),
+}
 
 
 class Reserve(msgspec.Struct, frozen=True):
@@ -59,7 +72,7 @@ class Reserve(msgspec.Struct, frozen=True):
     quantity: Annotated[int, msgspec.Meta(ge=1)]
 
 
-async def _reserve(args: Reserve, call: Call) -> dict[str, Any]:
+def _reserve(args: Reserve, call: Call) -> dict[str, Any]:
     if args.quantity > _STOCK_MAX:
         raise PluginError(f"no warehouse holds more than {_STOCK_MAX} of anything")
     warehouse = _WAREHOUSES[hashlib.sha256(args.sku.encode()).digest()[0] % len(_WAREHOUSES)]
@@ -76,7 +89,7 @@ class Charge(msgspec.Struct, frozen=True):
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
 
 
-async def _charge(args: Charge, call: Call) -> dict[str, Any]:
+def _charge(args: Charge, call: Call) -> dict[str, Any]:
     fee = (args.amount_cents * 29 + 999) // 1000 + 30
     return {
         "payment": call.reference("pay"),
@@ -92,7 +105,7 @@ class Query(msgspec.Struct, frozen=True):
     top: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
 
 
-async def _query(args: Query, _: Call) -> dict[str, Any]:
+def _query(args: Query, _: Call) -> dict[str, Any]:
     wanted = set(args.text.lower().split())
     scores = {sku: len(wanted & set(text.replace(",", "").split())) for sku, text in _CATALOGUE.items()}
     hits = sorted((sku for sku, score in scores.items() if score), key=lambda sku: (-scores[sku], sku))
@@ -104,7 +117,7 @@ class Embed(msgspec.Struct, frozen=True):
     dimensions: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
 
 
-async def _embed(args: Embed, _: Call) -> dict[str, Any]:
+def _embed(args: Embed, _: Call) -> dict[str, Any]:
     """A bag of words by feature hashing, scaled to length 1."""
     vector = [0.0] * args.dimensions
     for word in args.text.lower().split():
@@ -120,7 +133,7 @@ class Send(msgspec.Struct, frozen=True):
     subject: str
 
 
-async def _send(args: Send, call: Call) -> dict[str, Any]:
+def _send(args: Send, call: Call) -> dict[str, Any]:
     parts = math.ceil(len(args.subject) / 160) or 1
     return {
         "message": call.reference("msg"),

@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from dlq_orchestrator.core.backoff import Backoff
-from dlq_orchestrator.core.plugin_sandbox import PluginSandbox
+from dlq_orchestrator.core.backoff import Backoff, RetryBudget
+from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import Memory, WorkflowSafety
 from dlq_orchestrator.failures import DataCorruption, Failure, StepError
 from dlq_orchestrator.workflow import Record, Run, Step, StepRun, Workflow, parse_workflow
@@ -33,21 +32,24 @@ class Runner:
     """Runs records to their end, whatever they hold; nothing is recorded here.
 
     :param random: the source of the jitter.
+    :param budget: how many retries there may be, over all workflows.
     :param now: the clock, epoch seconds.
     """
 
     def __init__(
         self,
-        sandbox: PluginSandbox,
+        calls: PluginCalls,
         safety: WorkflowSafety,
         backoff: Backoff,
         random: Random,
+        budget: RetryBudget,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._sandbox = sandbox
+        self._calls = calls
         self._safety = safety
         self._backoff = backoff
         self._random = random
+        self._budget = budget
         self._now = now
 
     async def run(self, records: Sequence[Record]) -> list[Run]:
@@ -96,40 +98,39 @@ class Runner:
         for position, step in enumerate(job.workflow.steps):
             if step.name in completed:
                 continue
-            run, failure = await self._run_step(step, position, job)
+            run, failure = await self._run_step(step, position, job, job.workflow.tenant)
             steps.append(run)
             if failure is not None:
                 return self._ended(job, steps, failure)
         return self._ended(job, steps, None)
 
-    async def _run_step(self, step: Step, position: int, job: _Job) -> tuple[StepRun, Failure | None]:
+    async def _run_step(
+        self, step: Step, position: int, job: _Job, tenant: str | None
+    ) -> tuple[StepRun, Failure | None]:
         effect_key = f"{job.dedupe_key}/{step.name}"
         before = job.record.retry_count * self._backoff.max_tries
         tries = 0
         while True:
             tries += 1
             try:
-                output: dict[str, Any] = await self._sandbox.call(step, effect_key, before + tries)
+                output = await self._calls.call(step, effect_key, before + tries, tenant)
             except StepError as error:
-                if error.transient and tries < self._backoff.max_tries:
-                    await asyncio.sleep(self._backoff.wait_s(tries, self._random))
+                if (wait_s := self._wait_s(error, tries)) is not None:
+                    await asyncio.sleep(wait_s)
                     continue
                 run = StepRun(step.name, step.plugin, step.tool, position, "failed", tries)
                 return run, self._failure(error, step.component, step.name, tries)
-            effect = self._sandbox.tool(step).effect
-            return (
-                StepRun(
-                    step.name,
-                    step.plugin,
-                    step.tool,
-                    position,
-                    "succeeded",
-                    tries,
-                    output,
-                    effect_key if effect else None,
-                ),
-                None,
-            )
+            self._budget.earn()
+            effect = effect_key if self._calls.has_effect(step) else None
+            run = StepRun(step.name, step.plugin, step.tool, position, "succeeded", tries, output, effect)
+            return run, None
+
+    def _wait_s(self, error: StepError, tries: int) -> float | None:
+        """Seconds until the next try; None: there is none."""
+        if not error.transient:
+            return None
+        wait_s = self._backoff.wait_s(tries, self._random, error.retry_after_s)
+        return wait_s if wait_s is not None and self._budget.take() else None
 
     def _failure(self, error: StepError, component: str, stage: str, attempts: int) -> Failure:
         trace = "".join(traceback.format_exception(error))[-_STACK_MAX:]

@@ -11,16 +11,19 @@ from random import Random
 
 import uvicorn
 
-from dlq_orchestrator.core.backoff import Backoff
+from dlq_orchestrator.core.backoff import Backoff, RetryBudget
+from dlq_orchestrator.core.calls import PluginCalls
+from dlq_orchestrator.core.circuit import CircuitPolicy
 from dlq_orchestrator.core.plugin_sandbox import PluginSandbox
 from dlq_orchestrator.core.rate_limiter import RateLimiter
-from dlq_orchestrator.core.workflow_safety import WorkflowSafety
+from dlq_orchestrator.core.registry import Registry
+from dlq_orchestrator.core.workflow_safety import KEEP_S, WorkflowSafety
 from dlq_orchestrator.http.app import create_app
 from dlq_orchestrator.http.idempotency import Idempotency
 from dlq_orchestrator.http.parts import Parts
 from dlq_orchestrator.kafka import KafkaSettings, kafka_origin
 from dlq_orchestrator.origin import CannotStart, Origin
-from dlq_orchestrator.plugins import MEMORY_MB, TOOLS
+from dlq_orchestrator.plugins import MANIFESTS, TOOLS
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.sqs_consumer import SqsConsumer
 from dlq_orchestrator.sqs_queue import SqsQueue, SqsSettings
@@ -39,6 +42,7 @@ class Settings:
     port: int = 0
     time_limit_s: float = 0.2
     backoff_base_s: float = 0.05
+    keep_s: float = KEEP_S
 
 
 def serve(settings: Settings, stop: threading.Event, ready: Callable[[str], None]) -> None:
@@ -56,29 +60,39 @@ def serve(settings: Settings, stop: threading.Event, ready: Callable[[str], None
 
 
 def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Callable[[str], None]) -> None:
-    limiter = RateLimiter(store, MEMORY_MB)
-    safety = WorkflowSafety(store)
+    limiter = RateLimiter(
+        store,
+        {name: manifest.memory_mb for name, manifest in MANIFESTS.items()},
+        (f"{plugin}.{tool}" for plugin, tool in TOOLS),
+    )
+    registry = Registry(store, MANIFESTS)
+    safety = WorkflowSafety(store, settings.keep_s)
+    sandbox = PluginSandbox(TOOLS, settings.time_limit_s)
+    calls = PluginCalls(registry, limiter, sandbox, CircuitPolicy())
     runner = Runner(
-        PluginSandbox(limiter, TOOLS, settings.time_limit_s),
+        calls,
         safety,
         Backoff(base_s=settings.backoff_base_s),
         Random(),  # noqa: S311 - jitter
+        RetryBudget(),
     )
     if isinstance(settings.origin, SqsSettings):
         queue = SqsQueue(settings.origin)
-        origin = Origin(SqsConsumer(queue, runner, safety, limiter, store), queue, routing=None)
+        origin = Origin(SqsConsumer(queue, runner, safety, calls, store), queue, routing=None)
     else:
-        origin = kafka_origin(settings.origin, store, runner, safety, limiter)
+        origin = kafka_origin(settings.origin, store, runner, safety, calls)
     parts = Parts(
-        settings.token,
-        safety,
-        limiter,
-        origin.routing,
-        Submission(origin.inlet, safety),
-        Idempotency(store),
-        origin.consumer,
+        token=settings.token,
+        safety=safety,
+        limiter=limiter,
+        registry=registry,
+        calls=calls,
+        routing=origin.routing,
+        submission=Submission(origin.inlet, safety),
+        idempotency=Idempotency(store),
+        consumer=origin.consumer,
     )
-    with origin.consumer, _listen(settings) as listener:
+    with sandbox, origin.consumer, _listen(settings) as listener:
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
         server = uvicorn.Server(
             uvicorn.Config(

@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 
-from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.sqs_queue import AT_ONCE, SqsQueue, SqsRecord
@@ -44,12 +44,12 @@ class SqsConsumer:
     """
 
     def __init__(
-        self, source: SqsQueue, runner: Runner, safety: WorkflowSafety, limiter: RateLimiter, store: Store
+        self, source: SqsQueue, runner: Runner, safety: WorkflowSafety, calls: PluginCalls, store: Store
     ) -> None:
         self._queue = source
         self._runner = runner
         self._safety = safety
-        self._limiter = limiter
+        self._calls = calls
         self._store = store
         self._loop = asyncio.Runner()
         # bounded: what waits here is already on its visibility time-out
@@ -58,7 +58,6 @@ class SqsConsumer:
         self._deleters = ThreadPoolExecutor(_RECEIVERS, thread_name_prefix="deleter")
         self._deletions: list[Future[None]] = []
         self._all_seen_ms = 0
-        self.in_flight: frozenset[str] = frozenset()
         self.last_turn = time.monotonic()
 
     @property
@@ -122,15 +121,14 @@ class SqsConsumer:
         return batch
 
     def _process(self, records: list[SqsRecord]) -> None:
-        self.in_flight = frozenset(record.replay_key for record in records if record.replay_key)
+        self._safety.claim(records)
         runs = [
             self._outcome(record, run)
             for record, run in zip(records, self._loop.run(self._runner.run(records)), strict=True)
         ]
         with self._store.transaction() as db:
             self._safety.record(db, runs)
-            self._limiter.save_counts(db)
-        self.in_flight = frozenset()
+            self._calls.save_counts(db)
         self._delete([r for r, run in zip(records, runs, strict=True) if run.state == "succeeded"])
         _tell(runs)
 

@@ -31,31 +31,52 @@ CREATE TABLE IF NOT EXISTS effect (
   id INTEGER PRIMARY KEY, effect_key TEXT NOT NULL, correlation_id TEXT NOT NULL, step TEXT NOT NULL,
   at INTEGER NOT NULL
 );
+CREATE INDEX IF NOT EXISTS effect_of ON effect (correlation_id);
 CREATE TABLE IF NOT EXISTS dedupe (
   key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, at INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS dedupe_at ON dedupe (at);
 CREATE TABLE IF NOT EXISTS outcome (
   key TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
   at INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS outcome_at ON outcome (at);
 CREATE TABLE IF NOT EXISTS lease (
   one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, until INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS held (
   id INTEGER PRIMARY KEY, key BLOB, value BLOB, headers BLOB NOT NULL, undeliverable INTEGER NOT NULL
 );
+-- replays that were read and not recorded yet: they survive a crash, so that nobody takes them for never sent
+CREATE TABLE IF NOT EXISTS claim (key TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS quota (
-  plugin TEXT PRIMARY KEY, resource TEXT NOT NULL, "limit" INTEGER NOT NULL, ceiling INTEGER NOT NULL,
-  peak_need INTEGER NOT NULL DEFAULT 0, rejected INTEGER NOT NULL DEFAULT 0, CHECK ("limit" <= ceiling)
-);
+  plugin TEXT NOT NULL, resource TEXT NOT NULL, "limit" INTEGER NOT NULL, ceiling INTEGER NOT NULL,
+  peak_need INTEGER NOT NULL DEFAULT 0, rejected INTEGER NOT NULL DEFAULT 0, CHECK ("limit" <= ceiling),
+  PRIMARY KEY (plugin, resource)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS plugin (
+  name TEXT PRIMARY KEY, version TEXT NOT NULL, scopes TEXT NOT NULL, disabled INTEGER NOT NULL,
+  revision INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS plugin_change (
+  name TEXT NOT NULL, revision INTEGER NOT NULL, at INTEGER NOT NULL, person TEXT NOT NULL, reason TEXT NOT NULL,
+  version TEXT NOT NULL, scopes TEXT NOT NULL, disabled INTEGER NOT NULL, PRIMARY KEY (name, revision)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS violation (
+  plugin TEXT NOT NULL, scope TEXT NOT NULL, count INTEGER NOT NULL, last_at INTEGER NOT NULL,
+  PRIMARY KEY (plugin, scope)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS idempotency (
   key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT, at INTEGER NOT NULL
 );
 """
 
 
+_VERSION = 2
+
+
 class StateInUse(Exception):
-    """Another orchestrator works on this folder."""
+    """Another orchestrator works on this folder, or one of another version did."""
 
 
 class Store:
@@ -83,7 +104,12 @@ class Store:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found != _VERSION and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise StateInUse(
+                f"{folder} is of another version of the orchestrator: give this one a new folder"
+            )
+        self._db.executescript(f"{_SCHEMA}PRAGMA user_version = {_VERSION};")
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO instance SELECT ? WHERE NOT EXISTS (SELECT 1 FROM instance)", [uuid.uuid4().hex]

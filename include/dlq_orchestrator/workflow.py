@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from dlq_orchestrator.failures import DataCorruption, Failure
+from dlq_orchestrator.failures import DataCorruption, Failure, ScopeViolation
 
 # no control characters: names become headers, keys and rows
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -28,12 +29,39 @@ class Step(msgspec.Struct, frozen=True):
         return f"{self.plugin}.{self.tool}"
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a plugin is told beside its arguments.
+
+    :param effect_key: for its upstream, as idempotency key: the same for each try and each replay of this step.
+    :param version: the plugin's, as it runs now.
+    :param scopes: what it declares.
+    """
+
+    step: Step
+    effect_key: str
+    version: str
+    scopes: frozenset[str]
+
+    def reference(self, prefix: str) -> str:
+        """The id of what this call makes: the same whenever the call is repeated."""
+        return f"{prefix}-{hashlib.sha256(self.effect_key.encode()).hexdigest()[:12]}"
+
+    def require(self, scope: str) -> None:
+        """:raises ScopeViolation: the plugin doesn't declare that scope."""
+        if scope not in self.scopes:
+            raise ScopeViolation(
+                f"{self.step.component} asked for scope {scope}, which it doesn't declare", scope
+            )
+
+
 class Workflow(msgspec.Struct, frozen=True):
-    """The document of one workflow: its steps run in order, each seen once."""
+    """The document of one workflow: its steps run in order, each seen once. `tenant`: whose quota its calls use."""
 
     workflow: _Name
     correlation_id: _Name
     steps: Annotated[list[Step], msgspec.Meta(min_length=1, max_length=100)]
+    tenant: _Name | None = None
 
     def __post_init__(self) -> None:
         if len({step.name for step in self.steps}) < len(self.steps):

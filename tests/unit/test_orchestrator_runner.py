@@ -10,26 +10,35 @@ from typing import Any
 
 import pytest
 
-from dlq_orchestrator import plugins
-from dlq_orchestrator.core.backoff import Backoff
+from dlq_orchestrator.core.backoff import Backoff, RetryBudget
+from dlq_orchestrator.core.calls import PluginCalls
+from dlq_orchestrator.core.circuit import CircuitPolicy
 from dlq_orchestrator.core.plugin_sandbox import PluginSandbox
 from dlq_orchestrator.core.rate_limiter import AboveCeiling, RateLimiter, UnknownPlugin
+from dlq_orchestrator.core.registry import Registry
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
+from dlq_orchestrator.plugins import MANIFESTS, TOOLS, Charge, Tool
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import StateInUse, Store
 from dlq_orchestrator.traffic import DEFAULT_MIX, workflows
-from dlq_orchestrator.workflow import Record, Run
+from dlq_orchestrator.workflow import Call, Record, Run
+
+NEVER_OPENS = CircuitPolicy(failures=1_000_000)
 
 
 class Engine:
     """The orchestrator without Kafka: runs batches and records them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sandbox: PluginSandbox, circuits: CircuitPolicy = NEVER_OPENS) -> None:
         self.store = Store(folder)
-        self.limiter = RateLimiter(self.store, plugins.MEMORY_MB)
+        memory_mb = {name: manifest.memory_mb for name, manifest in MANIFESTS.items()}
+        self.limiter = RateLimiter(self.store, memory_mb, (f"{plugin}.{tool}" for plugin, tool in TOOLS))
+        self.registry = Registry(self.store, MANIFESTS)
         self.safety = WorkflowSafety(self.store)
-        sandbox = PluginSandbox(self.limiter, plugins.TOOLS, time_limit_s=0.02)
-        self.runner = Runner(sandbox, self.safety, Backoff(base_s=0.001), Random(1))
+        self.calls = PluginCalls(self.registry, self.limiter, sandbox, circuits)
+        self.runner = Runner(
+            self.calls, self.safety, Backoff(base_s=0.001, cap_s=0.5), Random(1), RetryBudget()
+        )
         self._offset = 0
 
     def record(self, value: bytes | None, **headers: str) -> Record:
@@ -41,7 +50,7 @@ class Engine:
         runs = asyncio.run(self.runner.run(list(records)))
         with self.store.transaction() as db:
             self.safety.record(db, runs)
-            self.limiter.save_counts(db)
+            self.calls.save_counts(db)
         return runs
 
     def effects(self) -> list[str]:
@@ -49,9 +58,15 @@ class Engine:
             return [row["effect_key"] for row in db.execute("SELECT effect_key FROM effect ORDER BY id")]
 
 
+@pytest.fixture(scope="module")
+def sandbox():
+    with PluginSandbox(TOOLS, time_limit_s=0.05) as sandbox:
+        yield sandbox
+
+
 @pytest.fixture
-def engine(tmp_path):
-    engine = Engine(tmp_path)
+def engine(tmp_path, sandbox):
+    engine = Engine(tmp_path, sandbox)
     yield engine
     engine.store.close()
 
@@ -204,8 +219,8 @@ def test_memory_is_refused_until_the_quota_is_raised(engine):
     assert run.state == "succeeded"
 
 
-def test_quotas_and_their_counts_survive_a_restart(tmp_path):
-    first = Engine(tmp_path)
+def test_quotas_and_their_counts_survive_a_restart(tmp_path, sandbox):
+    first = Engine(tmp_path, sandbox)
     first.limiter.set_limit("embedding", 700)
     value = json.dumps(
         {
@@ -218,8 +233,8 @@ def test_quotas_and_their_counts_survive_a_restart(tmp_path):
     ).encode()
     first.run(first.record(value))
     first.store.close()
-    again = Engine(tmp_path)
-    (quota,) = [q for q in again.limiter.quotas() if q.plugin == "embedding"]
+    again = Engine(tmp_path, sandbox)
+    (quota,) = [q for q in again.limiter.quotas() if (q.plugin, q.resource) == ("embedding", "memory_mb")]
     assert (quota.limit, quota.ceiling, quota.peak_need, quota.rejected) == (700, 2048, 900, 1)
     again.store.close()
 
@@ -261,14 +276,14 @@ def test_wrong_arguments_are_corrupt_data_and_an_unknown_tool_is_a_plugin_error(
     )
 
 
+def broken(args: Charge, call: Call) -> dict[str, Any]:
+    raise ZeroDivisionError("hunter2")
+
+
 def test_a_plugin_that_breaks_fails_its_workflow_only_and_its_text_stays_in_the_stack_trace(
     engine, monkeypatch
 ):
-    async def broken(args: Any, call: Any) -> dict[str, Any]:
-        raise ZeroDivisionError("hunter2")
-
-    tool = plugins.Tool(plugins.Charge, broken, effect=True)
-    monkeypatch.setitem(plugins.TOOLS, ("payments", "charge"), tool)
+    monkeypatch.setitem(TOOLS, ("payments", "charge"), Tool(Charge, broken, effect=True))
     (run,) = engine.run(engine.record(order("c1")))
     assert (run.failure.error_type, run.failure.message) == (
         "PluginError",
@@ -278,8 +293,7 @@ def test_a_plugin_that_breaks_fails_its_workflow_only_and_its_text_stays_in_the_
     assert "hunter2" not in engine.safety.workflow("c1")[0]["failure"]
 
 
-def test_what_a_batch_did_is_recorded_wholly_or_not_at_all(tmp_path):
-    engine = Engine(tmp_path)
+def test_what_a_batch_did_is_recorded_wholly_or_not_at_all(engine):
     runs = asyncio.run(engine.runner.run([engine.record(order("c1"), dlq_key="k1")]))
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the fault has to come inside the transaction
         with engine.store.transaction() as db:
@@ -288,7 +302,6 @@ def test_what_a_batch_did_is_recorded_wholly_or_not_at_all(tmp_path):
     assert engine.effects() == []
     assert engine.safety.outcomes(["k1"]) == {}
     assert engine.safety.workflow("c1") is None
-    engine.store.close()
 
 
 def test_one_folder_is_for_one_process(engine, tmp_path):
@@ -305,7 +318,7 @@ def test_the_success_rate_counts_distinct_workflows_by_their_last_state(engine):
 
 
 def test_waits_grow_with_full_jitter_and_stay_below_their_cap():
-    backoff = Backoff(base_s=0.1, cap_s=0.5)
+    backoff = Backoff(base_s=0.1, cap_s=0.5, max_tries=3000)
     random = Random(3)
     for tries, most in [(1, 0.1), (2, 0.2), (3, 0.4), (4, 0.5), (2000, 0.5)]:
         waits = [backoff.wait_s(tries, random) for _ in range(400)]

@@ -1,20 +1,38 @@
-"""Where plugin calls run: under their memory quota and a time limit, in this process."""
+"""Where plugin calls run: in processes of their own, which a call may break and no call outlives."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import multiprocessing
+import threading
+from collections.abc import Mapping
+from concurrent.futures import BrokenExecutor, CancelledError
+from typing import Any, Self, TypeVar
 
 import msgspec
+import structlog
+from pebble import ProcessExpired, ProcessPool
 
-from dlq_orchestrator.core.rate_limiter import RateLimiter
-from dlq_orchestrator.failures import DataCorruption, PluginError, PluginTimeout, StepError
+from dlq_orchestrator.core.sandbox_worker import begin, perform
+from dlq_orchestrator.failures import DataCorruption, PluginCrashed, PluginError, PluginTimeout
 from dlq_orchestrator.faults import Fault
-from dlq_orchestrator.plugins import Call, Tool
-from dlq_orchestrator.workflow import Step
+from dlq_orchestrator.plugins import Tool
+from dlq_orchestrator.workflow import Call, Step
+
+_log = structlog.get_logger()
+
+# many more than cores: a call that hangs until its limit needs none
+_PROCESSES = 12
+# a process that leaks is replaced
+_CALLS_EACH = 20_000
+# what ignores the alarm is killed so much later: processes are looked at every 0.1 s
+_GRACE_S = 0.5
 
 
-class _Needs(msgspec.Struct, frozen=True):
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+class Needs(msgspec.Struct, frozen=True):
     """What a call declares about itself in its arguments, beside what its tool reads."""
 
     memory_mb: int = 0
@@ -24,16 +42,21 @@ class _Needs(msgspec.Struct, frozen=True):
 class PluginSandbox:
     """Runs one call of one tool, and turns whatever it does into an output or a `StepError`.
 
-    The memory quota is checked against what the call declares; the time limit cancels a call where it waits:
-    one that computes without ever waiting is not stopped.
-
     :param time_limit_s: how long a call may take, in seconds.
     """
 
-    def __init__(self, limiter: RateLimiter, tools: dict[tuple[str, str], Tool], time_limit_s: float) -> None:
-        self._limiter = limiter
+    def __init__(self, tools: Mapping[tuple[str, str], Tool], time_limit_s: float) -> None:
         self._tools = tools
         self._time_limit_s = time_limit_s
+        self._making = threading.Lock()
+        self._pool = _pool()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
 
     def tool(self, step: Step) -> Tool:
         """:raises PluginError: no plugin has that tool."""
@@ -42,31 +65,60 @@ class PluginSandbox:
         except KeyError:
             raise PluginError(f"there is no tool {step.component}") from None
 
-    async def call(self, step: Step, effect_key: str, count: int) -> dict[str, Any]:
-        """Run a step's call once.
+    def needs(self, step: Step) -> Needs:
+        """What the call needs beside its tool's arguments.
 
-        :param effect_key: the same for each try and each replay of this step; the plugin's idempotency key.
+        :raises DataCorruption: its arguments say it wrongly.
+        """
+        return _converted(step, Needs)
+
+    async def call(self, call: Call, count: int, memory_mb: int) -> dict[str, Any]:
+        """Run a call once, in a process with these limits.
+
         :param count: which try this is, over all replays, from 1.
+        :param memory_mb: how much memory it may take, MiB.
         :raises StepError: the call failed.
         """
+        step = call.step
         tool = self.tool(step)
+        args, fault = _converted(step, tool.args), self.needs(step).fault
+        pool = self._pool
         try:
-            needs = msgspec.convert(step.args, _Needs)
-            args = msgspec.convert(step.args, tool.args)
-        except msgspec.ValidationError as error:
-            raise DataCorruption(f"the arguments of {step.component} are wrong: {error}") from None
-        self._limiter.take_memory(step.plugin, needs.memory_mb)
-        try:
-            async with asyncio.timeout(self._time_limit_s):
-                if needs.fault:
-                    await needs.fault.strike(step, effect_key, count)
-                return await tool.run(args, Call(step, effect_key))
+            output = await asyncio.wrap_future(
+                pool.schedule(
+                    perform,
+                    (tool.run, args, call, fault, count, self._time_limit_s, memory_mb),
+                    timeout=self._time_limit_s + _GRACE_S,
+                )
+            )
         except TimeoutError:
             raise PluginTimeout(
-                f"{step.component} did not answer in {self._time_limit_s * 1000:.0f} ms"
+                f"{step.component} did not answer in {self._time_limit_s * 1000:.0f} ms, and was killed"
             ) from None
-        except StepError:
-            raise
-        except Exception as error:
-            # the exception's own message may hold a payload: it goes into the dead letter's trace only
-            raise PluginError(f"{step.component} raised {type(error).__name__}") from error
+        except ProcessExpired as error:
+            raise PluginCrashed(f"{step.component} ended its process (exit code {error.exitcode})") from None
+        except (BrokenExecutor, RuntimeError, CancelledError):
+            self._renew(pool)
+            raise PluginCrashed(f"{step.component} lost its process") from None
+        answer: dict[str, Any] = msgspec.json.decode(output)
+        return answer
+
+    def _renew(self, broken: ProcessPool) -> None:
+        """A pool gives up when one of its processes dies between two calls: go on with another."""
+        with self._making:
+            if self._pool is broken:
+                _log.warning("sandbox processes died between calls, others take over")
+                self._pool = _pool()
+                broken.stop()  # type: ignore[no-untyped-call]
+
+
+def _pool() -> ProcessPool:
+    context = multiprocessing.get_context("forkserver")
+    return ProcessPool(_PROCESSES, max_tasks=_CALLS_EACH, initializer=begin, context=context)
+
+
+def _converted(step: Step, kind: type[_Struct]) -> _Struct:
+    try:
+        return msgspec.convert(step.args, kind)
+    except msgspec.ValidationError as error:
+        raise DataCorruption(f"the arguments of {step.component} are wrong: {error}") from None

@@ -13,6 +13,12 @@ import msgspec
 from dlq_orchestrator.store import Store
 from dlq_orchestrator.workflow import Record, Run
 
+KEEP_S = 30 * 86400.0
+"""Twice as long as SQS keeps a message at most."""
+
+# forgotten with each batch, at most: more than a batch adds
+_FORGET_AT_ONCE = 2000
+
 
 @dataclass(slots=True)
 class Memory:
@@ -39,10 +45,13 @@ class WorkflowSafety:
     A dedupe key is registered when its workflow *succeeds*: a first try that failed doesn't make its replay
     look done. Effects are recorded in the transaction that records the outcome, so a batch cut short by a
     crash left none, and runs again.
+
+    :param keep_s: how long what is over is remembered, in seconds: a record that comes again later is run again.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keep_s: float = KEEP_S) -> None:
         self._store = store
+        self._keep_ms = int(keep_s * 1000)
 
     def recall(self, correlation_ids: Iterable[str], dedupe_keys: Iterable[str]) -> Memory:
         memory = Memory()
@@ -61,12 +70,20 @@ class WorkflowSafety:
                 completed[row["name"]] = json.loads(row["output"])
         return memory
 
+    def claim(self, records: Iterable[Record]) -> None:
+        """These records are about to run: their replays are `pending` until they are recorded, crash or not."""
+        keys = [(record.replay_key, self._store.now_ms()) for record in records if record.replay_key]
+        if keys:
+            with self._store.transaction() as db:
+                db.executemany("INSERT INTO claim VALUES (?, ?) ON CONFLICT (key) DO NOTHING", keys)
+
     def record(self, db: sqlite3.Connection, runs: list[Run]) -> None:
         """Write what a batch of runs came to, in the caller's transaction.
 
         Success is final: what failed under the same ids afterwards was another try of something done.
         """
         now = self._store.now_ms()
+        self._forget(db, now - self._keep_ms)
         db.executemany(
             "INSERT INTO workflow VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (correlation_id) DO UPDATE SET workflow = coalesce(excluded.workflow, workflow),"
@@ -131,6 +148,26 @@ class WorkflowSafety:
                 if run.record.replay_key
             ],
         )
+        db.executemany(
+            "DELETE FROM claim WHERE key = ?",
+            [(run.record.replay_key,) for run in runs if run.record.replay_key],
+        )
+
+    @staticmethod
+    def _forget(db: sqlite3.Connection, before: int) -> None:
+        """Forget what is over and old, some at a time, in the caller's transaction."""
+        old = "SELECT correlation_id FROM workflow WHERE changed_at < ? ORDER BY changed_at LIMIT ?"
+        ids = json.dumps([row[0] for row in db.execute(old, [before, _FORGET_AT_ONCE])])
+        for table in ("step", "effect", "workflow"):
+            db.execute(
+                f"DELETE FROM {table} WHERE correlation_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+                [ids],
+            )
+        for table in ("dedupe", "outcome", "claim"):
+            db.execute(
+                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE at < ? LIMIT ?)",  # noqa: S608
+                [before, _FORGET_AT_ONCE],
+            )
 
     def expect(self, correlation_id: str, workflow: str) -> None:
         """A workflow was submitted: it is `pending` until its record has run."""
@@ -142,10 +179,13 @@ class WorkflowSafety:
             )
 
     def outcomes(self, replay_keys: list[str]) -> dict[str, tuple[str, int]]:
-        """State and its time (epoch ms) by replay key, of those whose record has run."""
+        """State and its time (epoch ms) by replay key, of those whose record has been read."""
         with self._store.read() as db:
             rows = db.execute(
-                "SELECT key, state, at FROM outcome WHERE key IN (SELECT value FROM json_each(?))",
+                "SELECT key, state, at FROM outcome WHERE key IN (SELECT value FROM json_each(?1))"
+                " AND (state = 'succeeded' OR key NOT IN (SELECT key FROM claim))"
+                " UNION ALL SELECT key, 'pending', at FROM claim WHERE key IN (SELECT value FROM json_each(?1))"
+                " AND key NOT IN (SELECT key FROM outcome WHERE state = 'succeeded')",
                 [json.dumps(replay_keys)],
             ).fetchall()
         return {row["key"]: (row["state"], row["at"]) for row in rows}

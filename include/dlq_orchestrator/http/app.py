@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from dlq_orchestrator.http import models, problems
 from dlq_orchestrator.http.parts import Parts
+from dlq_orchestrator.http.plugins import plugins
 from dlq_orchestrator.http.routes import CONTRACT_VERSION, contract, public
 
 
@@ -33,5 +34,6 @@ def create_app(parts: Parts | None = None) -> FastAPI:
     app.state.parts = parts
     app.include_router(public)
     app.include_router(contract)
+    app.include_router(plugins)
     problems.install(app)
     return app

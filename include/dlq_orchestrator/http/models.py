@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 EpochMs = Annotated[int, Field(description="epoch milliseconds")]
-Level = Literal["outcome", "failures", "routing", "quotas"]
+Level = Literal["outcome", "failures", "quotas", "plugins", "routing"]
+Resource = Literal["memory_mb", "calls_per_s", "concurrency"]
 
 
 class Problem(BaseModel):
@@ -25,7 +26,7 @@ class Problem(BaseModel):
 class Capabilities(BaseModel):
     """Which levels of the contract this orchestrator keeps."""
 
-    version: str = Field(description="the contract's version, major.minor", examples=["1.1"])
+    version: str = Field(description="the contract's version, major.minor", examples=["1.2"])
     levels: list[Level]
 
 
@@ -160,8 +161,11 @@ class Resume(BaseModel):
 
 
 class Quota(BaseModel):
-    plugin: str
-    resource: str = Field(description="names the unit", examples=["memory_mb"])
+    plugin: str = Field(
+        description="whose it is: a plugin's, a tool's or a tenant's",
+        examples=["payments", "payments.charge", "tenant:acme"],
+    )
+    resource: Resource = Field(description="names the unit")
     limit: int
     ceiling: int
     peak_need: int = Field(description="the most a call ever asked for")
@@ -173,4 +177,52 @@ class Quotas(BaseModel):
 
 
 class NewLimit(BaseModel):
-    limit: int = Field(ge=1)
+    limit: int = Field(ge=1, le=2**53)
+    resource: Resource = "memory_mb"
+
+
+class Circuit(BaseModel):
+    """A plugin's circuit breaker."""
+
+    state: Literal["closed", "open", "half_open"]
+    until: EpochMs | None = Field(None, description="when an open one lets a probe through")
+
+
+class Violation(BaseModel):
+    """Calls that reached for a scope their plugin doesn't declare."""
+
+    scope: str
+    count: int
+    last_at: EpochMs
+
+
+class Plugin(BaseModel):
+    """A plugin as it runs now."""
+
+    name: str
+    version: str
+    versions: list[str] = Field(description="what it may be set to")
+    scopes: list[str] = Field(description="declared: what its calls may reach for")
+    grantable: list[str] = Field(description="what may be declared too")
+    disabled: bool
+    circuit: Circuit
+    violations: list[Violation]
+    revision: int = Field(description="counts its changes")
+
+
+class Plugins(BaseModel):
+    plugins: list[Plugin]
+    next: str | None = Field(description="the cursor of the next page; null: this is the last")
+
+
+class PluginPatch(BaseModel):
+    """A change of a plugin; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    revision: int = Field(description="the one that was looked at", ge=0, le=2**53)
+    person: Name = Field(description="who changes it")
+    reason: str = Field(min_length=1, max_length=2000)
+    scopes: list[Name] | None = Field(None, description="the whole new list", max_length=100)
+    version: Name | None = None
+    disabled: bool | None = None

@@ -9,7 +9,9 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.rate_limiter import RateLimiter
+from dlq_orchestrator.core.registry import Registry
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.http.idempotency import Idempotency
 from dlq_orchestrator.origin import Consumer
@@ -24,6 +26,8 @@ class Parts:
     token: str
     safety: WorkflowSafety
     limiter: RateLimiter
+    registry: Registry
+    calls: PluginCalls
     routing: Routing | None
     submission: Submission
     idempotency: Idempotency

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from dlq_orchestrator.core.rate_limiter import AboveCeiling, UnknownPlugin
+from dlq_orchestrator.core.registry import NoSuchPlugin, NotGrantable, StaleRevision
 from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.http.idempotency import KeyInUse, KeyReused
 from dlq_orchestrator.http.models import Problem
@@ -23,7 +24,10 @@ _STATUS: dict[type[Exception], int] = {
     KeyInUse: 409,
     KeyReused: 422,
     LeaseHeld: 409,
+    NoSuchPlugin: 404,
+    NotGrantable: 422,
     NotSubmitted: 503,
+    StaleRevision: 409,
     UnknownPlugin: 404,
 }
 

@@ -16,7 +16,7 @@ from dlq_orchestrator.http.parts import Parts, WithParts, require_token
 from dlq_orchestrator.http.problems import documented
 from dlq_orchestrator.routing import Routing
 
-CONTRACT_VERSION = "1.1"
+CONTRACT_VERSION = "1.2"
 
 # a batch of slow plugins can take seconds; a turn that takes this long is stuck
 _STUCK_S = 60
@@ -39,7 +39,7 @@ def health(parts: WithParts) -> models.Health:
 @contract.get("/capabilities", tags=["capabilities"], responses=documented())
 def capabilities(parts: WithParts) -> models.Capabilities:
     """Which levels are kept; ask this first."""
-    levels: list[models.Level] = ["outcome", "failures", "quotas"]
+    levels: list[models.Level] = ["outcome", "failures", "quotas", "plugins"]
     if parts.routing is not None:
         levels.append("routing")
     return models.Capabilities(version=CONTRACT_VERSION, levels=levels)
@@ -54,18 +54,17 @@ def openapi(request: Request) -> dict[str, Any]:
 @contract.post("/v1/outcomes", tags=["outcome"], responses=documented(422), response_model_exclude_none=True)
 def outcomes(query: models.OutcomeQuery, parts: WithParts) -> models.Outcomes:
     """What became of replays, by the key each carried. Changes nothing."""
-    # looked up in this order: a record leaves the flight only after its outcome is recorded
-    in_flight, dead_lettered_until = parts.consumer.in_flight, parts.consumer.dead_lettered_until
+    dead_lettered_until = parts.consumer.dead_lettered_until
     known = parts.safety.outcomes(query.keys)
     answer: dict[str, models.Outcome] = {}
     for key in query.keys:
         state, at = known.get(key, ("unknown", 0))
         if state == "succeeded":
             answer[key] = models.Outcome(state="succeeded")
-        elif state == "failed" and key not in in_flight and at <= dead_lettered_until:
+        elif state == "failed" and at <= dead_lettered_until:
             answer[key] = models.Outcome(state="failed", failed_at=at)
         else:
-            answer[key] = models.Outcome(state="pending" if key in known or key in in_flight else "unknown")
+            answer[key] = models.Outcome(state="pending" if key in known else "unknown")
     return models.Outcomes(outcomes=answer)
 
 
@@ -180,7 +179,7 @@ def resume(resume: models.Resume, parts: WithParts, key: IdempotencyKey = None) 
 
 @contract.get("/v1/quotas", tags=["quotas"], responses=documented())
 def quotas(parts: WithParts) -> models.Quotas:
-    """The plugins' quotas, and what was asked of them."""
+    """The quotas of plugins, tools and tenants, and what was asked of them."""
     return models.Quotas(quotas=[_quota(quota) for quota in parts.limiter.quotas()])
 
 
@@ -191,12 +190,12 @@ def set_quota(
     parts: WithParts,
     key: IdempotencyKey = None,
 ) -> models.Quota:
-    """Change a plugin's limit, within its ceiling, for the next call on."""
+    """Change a limit of a plugin, tool or tenant, within its ceiling, for the next call on."""
     return parts.idempotency.once(
         key,
         f"set_quota {plugin} {new.model_dump_json()}",
         models.Quota,
-        lambda: _quota(parts.limiter.set_limit(plugin, new.limit)),
+        lambda: _quota(parts.limiter.set_limit(plugin, new.limit, new.resource)),
     )
 
 
