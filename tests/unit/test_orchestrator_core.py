@@ -87,7 +87,7 @@ def _ends_the_other_processes(_: Args, __: Call) -> dict[str, Any]:
 
 
 def _takes_memory(_: Args, __: Call) -> dict[str, Any]:
-    return {"bytes": len(bytearray(100 << 20))}
+    return {"bytes": len(bytearray(24 << 20))}
 
 
 def _opens_a_socket(_: Args, __: Call) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def engine(tmp_path, sandbox):
     engine.store.close()
 
 
-def call(sandbox: PluginSandbox, run: Any, *scopes: str, memory_mb: int = 64, **args: str) -> dict[str, Any]:
+def call(sandbox: PluginSandbox, run: Any, *scopes: str, memory_mb: int = 16, **args: str) -> dict[str, Any]:
     step = Step("s", "p", run.__name__, args)
     return asyncio.run(sandbox.call(Call(step, "k/s", "1.0", frozenset(scopes)), 1, memory_mb))
 
@@ -202,7 +202,7 @@ def call(sandbox: PluginSandbox, run: Any, *scopes: str, memory_mb: int = 64, **
         (_ignores_the_alarm, PluginTimeout, "was killed"),
         (_exits, PluginCrashed, "exit code 7"),
         (_dies, PluginCrashed, f"exit code -{signal.SIGSEGV.value}"),
-        (_takes_memory, MemoryQuotaExceeded, "64 MiB"),
+        (_takes_memory, MemoryQuotaExceeded, "16 MiB"),
         (_opens_a_socket, ScopeViolation, "network"),
         (_hides_its_violation, ScopeViolation, "network"),
         (_starts_a_process, ScopeViolation, "processes"),
@@ -230,7 +230,7 @@ def test_a_call_may_what_its_plugin_declares(sandbox, tmp_path):
     assert kept.read_text() == "x"
     with pytest.raises(PluginError, match="ConnectionRefusedError"):
         call(sandbox, _opens_a_socket, "network")
-    assert call(sandbox, _takes_memory, memory_mb=200)["bytes"] == 100 << 20
+    assert call(sandbox, _takes_memory, memory_mb=200)["bytes"] == 24 << 20
 
 
 def test_processes_that_die_between_calls_are_replaced(sandbox):
