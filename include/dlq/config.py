@@ -248,6 +248,12 @@ class QuotaPolicy(_Model):
     headroom: float = Field(default=1.25, ge=1)
 
 
+class PluginPolicy(_Model):
+    """The scopes that policy may let a plugin have, by plugin; any other takes a person."""
+
+    scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
 class QueueConfig(_Model):
     """One queue's file; its stem is the queue's name."""
 
@@ -263,6 +269,7 @@ class QueueConfig(_Model):
     outcome: Outcome = Outcome()
     approval: Approval = Approval()
     quotas: QuotaPolicy = QuotaPolicy()
+    plugins: PluginPolicy = PluginPolicy()
     owners: Owners = Owners()
     formats: tuple[str, ...] = ()
     dedupe_key: str | None = None

@@ -1,4 +1,4 @@
-"""Fix permanent failures: propose a quota from the evidence, apply what was approved, try it on a canary, roll
+"""Fix permanent failures: propose what the evidence calls for, apply what was approved, try it on a canary, roll
 it back if that fails.
 """
 
@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select
@@ -19,15 +19,14 @@ from dlq.errors import Refused
 from dlq.ledger.schema import decision as decisions
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, event, grp
-from dlq.orchestrator import OrchestratorError
+from dlq.orchestrator import OrchestratorError, PluginChanged
 from dlq.pace import CANARY
+from dlq.remedies import REMEDIES, Fix, Remedy
 from dlq.replay import Ran, ready_now, run_jobs
 
-_REMEDY = "raise_quota"
 
-
-def _waiting(drain: Drain) -> dict[str, dict[str, Any]]:
-    """By plugin: the groups that wait for its quota and how many entries they have."""
+def _waiting(drain: Drain, remedy: str) -> dict[str, dict[str, Any]]:
+    """By plugin: the groups that wait for this remedy and how many entries they have."""
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(grp.c.id, grp.c.component, func.count())
@@ -36,7 +35,7 @@ def _waiting(drain: Drain) -> dict[str, dict[str, Any]]:
                 entry.c.queue == drain.queue,
                 entry.c.state == "open",
                 entry.c.reason == "waiting_for_fix",
-                grp.c.remedy == _REMEDY,
+                grp.c.remedy == remedy,
             )
             .group_by(grp.c.id, grp.c.component)
         ).all()
@@ -49,58 +48,46 @@ def _waiting(drain: Drain) -> dict[str, dict[str, Any]]:
 
 
 def propose_fix(drain: Drain) -> dict[str, Any]:
-    """Which quota, what it is, what was needed, what policy allows. Proposes nothing it has no evidence for."""
-    waiting, orchestrator = _waiting(drain), drain.orchestrator
-    if orchestrator is None:
-        return _proposal(
-            drain, [], "no orchestrator is configured: quotas are raised by hand, the entries wait"
-        )
-    try:
-        if "quotas" not in orchestrator.capabilities():
-            return _proposal(
-                drain, [], "the orchestrator offers no quotas: they are raised by hand, the entries wait"
-            )
-        quotas = {q.plugin: q for q in orchestrator.quotas()}
-    except OrchestratorError as error:
-        return _proposal(drain, [], f"quotas can't be read: {error}")
-    policy = drain.config.quotas
-    fixes, left = [], []
-    for plugin, work in sorted(waiting.items()):
-        quota = quotas.get(plugin)
-        if quota is None or quota.peak_need <= quota.limit:
-            left.append(
-                f"{plugin or '(component not named)'}: "
-                f"{'no such quota' if quota is None else 'its quota was never exceeded'}"
-            )
-            continue
-        bound = min(quota.ceiling, policy.ceilings.get(plugin, quota.ceiling))
-        proposed = min(bound, math.ceil(quota.peak_need * policy.headroom))
-        if proposed < quota.peak_need:
-            left.append(f"{plugin}: needs {quota.peak_need}, the ceiling is {bound}")
-            continue
-        fixes.append(
-            {
-                "plugin": plugin,
-                "resource": quota.resource,
-                "current": quota.limit,
-                "proposed": int(proposed),
-                "ceiling": quota.ceiling,
-                "peak_need": quota.peak_need,
-                "entries": work["entries"],
-                "groups": work["groups"],
-                "within_policy": plugin in policy.ceilings,
-            }
-        )
+    """What to change, from what to what, what was seen and what policy allows. Proposes nothing it has no evidence for."""
+    fixes: list[Fix] = []
+    left: list[str] = []
+    for name, remedy in REMEDIES.items():
+        if waiting := _waiting(drain, name):
+            for plugin, found in _proposed(drain, remedy, waiting):
+                if isinstance(found, str):
+                    left.append(f"{plugin}: {found}" if plugin else found)
+                else:
+                    work = waiting[plugin]
+                    fixes.append({"remedy": name, "plugin": plugin, **found, **work})
     return _proposal(drain, fixes, "; ".join(left))
 
 
-def _proposal(drain: Drain, fixes: list[dict[str, Any]], left: str) -> dict[str, Any]:
+def _proposed(
+    drain: Drain, remedy: Remedy, waiting: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, Fix | str]]:
+    """By plugin the fix, or why there is none; without a plugin: why there can be none."""
+    orchestrator = drain.orchestrator
+    if orchestrator is None:
+        yield "", f"no orchestrator is configured: {remedy.level} are changed by hand, the entries wait"
+        return
+    try:
+        if remedy.level not in orchestrator.capabilities():
+            yield "", f"the orchestrator offers no {remedy.level}: they are changed by hand, the entries wait"
+            return
+        evidence = remedy.evidence(orchestrator)
+    except OrchestratorError as error:
+        yield "", f"{remedy.level} can't be read: {error}"
+        return
+    for plugin in sorted(waiting):
+        if plugin:
+            yield plugin, remedy.propose(plugin, evidence.get(plugin), drain.config)
+        else:
+            yield "", f"{waiting[plugin]['entries']} entries don't name the component that failed"
+
+
+def _proposal(drain: Drain, fixes: list[Fix], left: str) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps([drain.id, fixes], sort_keys=True).encode()).hexdigest()
-    lines = [
-        f"raise {f['plugin']}.{f['resource']} from {f['current']} to {f['proposed']} (needed {f['peak_need']}, "
-        f"ceiling {f['ceiling']}): frees {f['entries']} entries"
-        for f in fixes
-    ]
+    lines = [f"{fix['says']}: frees {fix['entries']} entries" for fix in fixes]
     said = "; ".join(lines) or "nothing can be proposed"
     drain.note("propose_fix", said + (f". Left: {left}" if left else ""), fixes=fixes, hash=digest)
     within = bool(fixes) and all(f["within_policy"] for f in fixes)
@@ -128,36 +115,39 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     orchestrator = drain.orchestrator
     if not proposal["fixes"] or orchestrator is None or drain.dry_run:
         return {"applied": [], "said": "nothing to apply"}
-    if not _approved(drain, digest, decision):
+    who = _approved_by(drain, digest, decision)
+    if who is None:
         raise Refused(
             f"proposal {digest[:12]} was not approved by decision {decision}: clear approve_fix with its downstream "
             "and decide; a task that is marked as done decides nothing"
         )
-    # Said before it is done: who dies between a raise and its canary leaves one that nobody tried, to be taken back.
+    # Said before it is done: who dies between a change and its canary leaves one that nobody tried, to be taken back.
     drain.note("apply_fix", "about to apply what was approved", applied=proposal["fixes"], decision=decision)
-    applied = []
+    said = []
     for fix in proposal["fixes"]:
-        quota = orchestrator.set_quota(
-            fix["plugin"], fix["proposed"], f"{drain.id}:{drain.epoch}:{digest[:16]}:{fix['plugin']}"
-        )
-        applied.append({**fix, "now": quota.limit})
-    said = "; ".join(f"{a['plugin']}.{a['resource']} is {a['now']} (was {a['current']})" for a in applied)
-    drain.note("apply_fix", said, applied=applied, decision=decision)
-    return {"applied": applied, "said": said}
+        key = f"{drain.id}:{drain.epoch}:{digest[:16]}:{fix['plugin']}"
+        try:
+            said.append(REMEDIES[fix["remedy"]].apply(orchestrator, fix, who, key))
+        except PluginChanged as error:
+            raise Refused(
+                f"{fix['plugin']} is not what it was when the patch was proposed: clear propose_fix with its "
+                f"downstream and look again ({error})"
+            ) from None
+    drain.note("apply_fix", "; ".join(said), applied=proposal["fixes"], decision=decision)
+    return {"applied": proposal["fixes"], "said": "; ".join(said)}
 
 
-def _approved(drain: Drain, digest: str, decision: int | None) -> bool:
+def _approved_by(drain: Drain, digest: str, decision: int | None) -> str | None:
     with drain.ledger.read() as tx:
-        found = tx.execute(
-            select(decisions.c.id).where(
+        return tx.execute(
+            select(decisions.c.who).where(
                 decisions.c.id == decision,
                 decisions.c.drain == drain.id,
                 decisions.c.kind == "approve_fix",
                 decisions.c.subject == digest,
                 decisions.c.choice == "approve",
             )
-        ).first()
-    return found is not None
+        ).scalar_one_or_none()
 
 
 def canary_fix(drain: Drain, deadline_s: float) -> dict[str, Any]:
@@ -216,9 +206,9 @@ def take_back_untried(drain: Drain) -> list[str]:
     return said
 
 
-def _try(drain: Drain, fix: dict[str, Any], ours: ColumnElement[bool], deadline: float) -> list[Ran]:
+def _try(drain: Drain, fix: Fix, ours: ColumnElement[bool], deadline: float) -> list[Ran]:
     """The canary's jobs and how they ended; a retry goes on with those there are, and judges no others."""
-    stage = f"canary_fix:{fix['plugin']}:{fix['proposed']:g}"
+    stage = f"canary_fix:{fix['plugin']}:{fix['change']}"
     if jobs := planning.made(drain, stage):
         return run_jobs(drain, jobs, deadline)
     may = and_(planning.sendable(drain), planning.heads(drain), ours)
@@ -231,22 +221,17 @@ def _try(drain: Drain, fix: dict[str, Any], ours: ColumnElement[bool], deadline:
         stage,
         and_(may, entry.c.id.in_(ids)),
         who=f"policy:{drain.queue}.yaml@{drain.config.sha}",
-        saw=f"{fix['plugin']} at {fix['proposed']}",
+        saw=f"{fix['plugin']} with {fix['change']}",
     )
     return run_jobs(drain, jobs, deadline)
 
 
-def _roll_back(drain: Drain, fix: dict[str, Any]) -> str:
+def _roll_back(drain: Drain, fix: Fix) -> str:
     if drain.orchestrator is None:
-        return f"NOT rolled back from {fix['proposed']} to {fix['current']}: no orchestrator is configured"
+        return f"NOT rolled back from {fix['change']}: no orchestrator is configured"
+    # The epoch: to an orchestrator that remembers keys, a cleared drain's second roll back is none of its first.
+    key = f"{drain.id}:{drain.epoch}:roll back:{fix['plugin']}"
     try:
-        now = next((q.limit for q in drain.orchestrator.quotas() if q.plugin == fix["plugin"]), None)
-        if now != fix["proposed"]:
-            return f"left at {now}, for that is not what the fix made of it"
-        # The epoch: to an orchestrator that remembers keys, a cleared drain's second roll back is none of its first.
-        drain.orchestrator.set_quota(
-            fix["plugin"], fix["current"], f"{drain.id}:{drain.epoch}:roll back:{fix['plugin']}"
-        )
+        return REMEDIES[fix["remedy"]].undo(drain.orchestrator, fix, key)
     except OrchestratorError as error:
-        return f"NOT rolled back from {fix['proposed']} to {fix['current']}: {error}"
-    return f"rolled back to {fix['current']}"
+        return f"NOT rolled back from {fix['change']}: {error}"

@@ -120,7 +120,9 @@ class RoutingLease:
 
 @dataclass(frozen=True)
 class Quota:
-    """What a plugin may use; ``resource`` names the unit. ``peak_need`` is the most a call asked for."""
+    """What a plugin, a tool (``payments.charge``) or a tenant (``tenant:acme``) may use; ``plugin`` names it and
+    ``resource`` the unit. ``peak_need`` is the most that was asked for.
+    """
 
     plugin: str
     resource: str
@@ -283,8 +285,8 @@ class Orchestrator(Protocol):
     def quotas(self) -> list[Quota]:
         """The plugins' quotas."""
 
-    def set_quota(self, plugin: str, limit: int, idempotency_key: str) -> Quota:
-        """Change a plugin's limit for its next call on.
+    def set_quota(self, plugin: str, limit: int, idempotency_key: str, resource: str = "memory_mb") -> Quota:
+        """Change a limit of a plugin, tool or tenant for the next call on.
 
         :raises AboveCeiling: the orchestrator doesn't allow so much.
         """
@@ -473,12 +475,11 @@ class HttpOrchestrator:
         self._need("quotas")
         return self._ask(_Quotas, "GET", "/v1/quotas").quotas
 
-    def set_quota(self, plugin: str, limit: int, idempotency_key: str) -> Quota:
+    def set_quota(self, plugin: str, limit: int, idempotency_key: str, resource: str = "memory_mb") -> Quota:
         self._need("quotas")
         path = f"/v1/quotas/{quote(plugin, safe='')}"
-        return self._ask(
-            Quota, "PUT", path, json={"limit": limit}, headers={"Idempotency-Key": idempotency_key}
-        )
+        new = {"limit": limit, "resource": resource}
+        return self._ask(Quota, "PUT", path, json=new, headers={"Idempotency-Key": idempotency_key})
 
     def replay_workflows(self, replays: Sequence[Replay]) -> dict[str, Replayed]:
         self._need("replay")

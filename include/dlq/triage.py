@@ -15,7 +15,7 @@ from dlq.ledger import duplicates
 from dlq.ledger.schema import entry, grp, segment
 from dlq.redact import redact
 
-FIXES = ("raise_quota",)
+FIXES = ("raise_quota", "patch_plugin")
 """Remedies a fix is proposed for; their entries wait for it."""
 
 _WAITING = {

@@ -52,18 +52,13 @@ class Manifest:
 
 
 MANIFESTS: dict[str, Manifest] = {
-    "embedding": Manifest(
-        ("1.0", "1.1"), frozenset({"embedding:read"}), frozenset({"embedding:admin"}), (512, 2048)
-    ),
-    "inventory": Manifest(
-        ("1.0", "1.1"), frozenset({"inventory:write"}), frozenset({"inventory:admin"}), (256, 1024)
-    ),
+    "embedding": Manifest(("1.0", "1.1"), frozenset({"embedding:read"}), frozenset(), (512, 2048)),
+    "inventory": Manifest(("1.0", "1.1"), frozenset({"inventory:write"}), frozenset(), (256, 1024)),
     "notify": Manifest(
         ("1.0", "1.1"), frozenset({"notify:send"}), frozenset({"notify:admin", "network"}), (128, 512)
     ),
-    # nobody is given the administration of payments by a patch
     "payments": Manifest(("1.0", "1.1"), frozenset({"payments:write"}), frozenset(), (256, 1024)),
-    "search": Manifest(("1.0", "1.1"), frozenset({"search:read"}), frozenset({"search:admin"}), (512, 2048)),
+    "search": Manifest(("1.0", "1.1"), frozenset({"search:read"}), frozenset(), (512, 2048)),
 }
 
 

@@ -29,7 +29,7 @@ DEFAULT_MIX: dict[str, float] = {
     "rate_limit": 0.012,
     "timeout": 0.008,
     "memory": 0.01,  # until the quota of `embedding` is raised
-    "scope": 0.004,  # until the plugin is patched: never, here
+    "scope": 0.004,  # until the plugin is given the scope: of these only `notify` may be
     "plugin_error": 0.004,  # a permanent fault whose replay works
     "corrupt": 0.004,  # bytes that are no workflow
 }

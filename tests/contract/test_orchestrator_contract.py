@@ -14,7 +14,17 @@ import pytest
 from confluent_kafka import Producer
 
 from dlq.golden import GoldenFlow, load_golden_flows, run_golden_flows
-from dlq.orchestrator import AboveCeiling, HttpOrchestrator, OrchestratorUnauthorized, RoutingHeld
+from dlq.orchestrator import (
+    AboveCeiling,
+    HttpOrchestrator,
+    OrchestratorError,
+    OrchestratorUnauthorized,
+    Plugin,
+    PluginChanged,
+    PluginPatch,
+    Quota,
+    RoutingHeld,
+)
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
 
@@ -92,8 +102,13 @@ def ended(orchestrator: HttpOrchestrator, correlation_id: str) -> Any:
     return until(look)
 
 
-def test_the_reference_keeps_four_levels(orchestrator):
-    assert orchestrator.capabilities() == {"outcome", "failures", "routing", "quotas"}
+def test_the_reference_announces_the_levels_it_keeps(orchestrator):
+    assert orchestrator.capabilities() == {"outcome", "failures", "routing", "quotas", "plugins"}
+
+
+def memory(orchestrator: HttpOrchestrator, plugin: str) -> Quota:
+    (quota,) = [q for q in orchestrator.quotas() if (q.plugin, q.resource) == (plugin, "memory_mb")]
+    return quota
 
 
 def test_without_the_token_only_the_health_check_answers(service, http):
@@ -253,14 +268,57 @@ def test_routing_is_paused_by_one_holder_at_a_time(orchestrator):
 
 
 def test_a_quota_is_raised_within_its_ceiling_and_the_refusal_names_it(orchestrator):
-    quota = {q.plugin: q for q in orchestrator.quotas()}["embedding"]
-    assert (quota.resource, quota.limit, quota.ceiling) == ("memory_mb", 512, 2048)
+    quota = memory(orchestrator, "embedding")
+    assert (quota.limit, quota.ceiling) == (512, 2048)
     assert orchestrator.set_quota("embedding", 768, fresh()).limit == 768
-    assert {q.plugin: q for q in orchestrator.quotas()}["embedding"].limit == 768
+    assert memory(orchestrator, "embedding").limit == 768
     with pytest.raises(AboveCeiling, match="2048") as refusal:
         orchestrator.set_quota("embedding", 4096, fresh())
     assert refusal.value.ceiling == 2048
     orchestrator.set_quota("embedding", 512, fresh())
+
+
+def test_a_rate_of_a_tool_is_changed_as_a_quota_is(orchestrator):
+    assert orchestrator.set_quota("payments.charge", 77, fresh(), "calls_per_s").limit == 77
+    kept = {(q.plugin, q.resource): q.limit for q in orchestrator.quotas()}
+    assert kept["payments.charge", "calls_per_s"] == 77
+    assert kept["payments", "memory_mb"] == 256
+    orchestrator.set_quota("payments.charge", 5000, fresh(), "calls_per_s")
+
+
+def test_a_plugin_is_patched_at_the_revision_that_was_seen_and_no_further_than_it_may(orchestrator):
+    def notify() -> Plugin:
+        return {plugin.name: plugin for plugin in orchestrator.plugins()}["notify"]
+
+    before = notify()
+    assert (before.circuit.state, before.disabled, before.version) == ("closed", False, "1.0")
+    assert "notify:admin" in before.grantable
+    scopes = (*before.scopes, "notify:admin")
+    patch = PluginPatch(before.revision, "ada", "it asks for it", scopes=scopes)
+    key = fresh()
+    assert set(orchestrator.patch_plugin("notify", patch, key).scopes) == set(scopes)
+    assert orchestrator.patch_plugin("notify", patch, key).revision == before.revision + 1
+    with pytest.raises(PluginChanged, match="revision"):
+        orchestrator.patch_plugin("notify", patch, fresh())
+    assert "notify:admin" not in notify().grantable
+    with pytest.raises(OrchestratorError, match="root"):
+        orchestrator.patch_plugin(
+            "notify", PluginPatch(before.revision + 1, "ada", "why not", scopes=("root",)), fresh()
+        )
+    orchestrator.patch_plugin(
+        "notify", PluginPatch(before.revision + 1, "ada", "back", scopes=before.scopes), fresh()
+    )
+
+
+def test_plugins_come_in_pages(http):
+    first = http.get("/v1/plugins", params={"limit": 2}).json()
+    rest = http.get("/v1/plugins", params={"cursor": first["next"]}).json()
+    assert len(first["plugins"]) == 2
+    assert rest["next"] is None
+    names = [plugin["name"] for page in (first, rest) for plugin in page["plugins"]]
+    assert names == ["embedding", "inventory", "notify", "payments", "search"]
+    assert http.get("/v1/plugins/notify").json()["name"] == "notify"
+    assert http.get("/v1/plugins/nothing").status_code == 404
 
 
 def test_a_change_under_one_key_is_made_once_and_another_under_it_is_refused(orchestrator, http):
@@ -269,7 +327,7 @@ def test_a_change_under_one_key_is_made_once_and_another_under_it_is_refused(orc
     orchestrator.set_quota("search", 700, fresh())
     again = http.put("/v1/quotas/search", json={"limit": 600}, headers=key)
     assert (again.status_code, again.json()) == (200, first.json())
-    assert {q.plugin: q for q in orchestrator.quotas()}["search"].limit == 700
+    assert memory(orchestrator, "search").limit == 700
     other = http.put("/v1/quotas/search", json={"limit": 601}, headers=key)
     assert other.status_code == 422
     assert "Idempotency-Key" in other.json()["detail"]

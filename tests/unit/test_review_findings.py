@@ -38,7 +38,7 @@ class Quotas:
             SimpleNamespace(plugin="payments", resource="m", limit=self._limit, peak_need=20, ceiling=100)
         ]
 
-    def set_quota(self, plugin: str, limit: float, _key: str) -> Any:
+    def set_quota(self, plugin: str, limit: float, _key: str, _resource: str) -> Any:
         self.told.append((plugin, limit))
         self._limit = limit
         return SimpleNamespace(limit=limit)
@@ -262,8 +262,8 @@ def test_a_raise_whose_drain_died_is_taken_back_by_the_next(
     queue: MemoryRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dying(Quotas):
-        def set_quota(self, plugin: str, limit: float, key: str) -> Any:
-            super().set_quota(plugin, limit, key)
+        def set_quota(self, plugin: str, limit: float, key: str, resource: str) -> Any:
+            super().set_quota(plugin, limit, key, resource)
             if len(self.told) == 1:
                 raise Killed
 

@@ -295,11 +295,11 @@ class Remembering(Quotas):
         super().__init__()
         self.limit_of: dict[str, float] = {}
 
-    def set_quota(self, plugin: str, limit: float, key: str) -> Any:
+    def set_quota(self, plugin: str, limit: float, key: str, resource: str) -> Any:
         if key in self.limit_of:
             return SimpleNamespace(limit=self.limit_of[key])
         self.limit_of[key] = limit
-        return super().set_quota(plugin, limit, key)
+        return super().set_quota(plugin, limit, key, resource)
 
 
 def test_a_drain_that_was_cleared_raises_and_takes_back_anew(queue: MemoryRig) -> None:
@@ -316,7 +316,7 @@ def test_a_drain_that_was_cleared_raises_and_takes_back_anew(queue: MemoryRig) -
 
 def test_what_a_person_set_since_is_not_taken_back(queue: MemoryRig) -> None:
     drain, orchestrator = with_fix(queue, 3)
-    orchestrator.set_quota("payments", 50, "by hand")
+    orchestrator.set_quota("payments", 50, "by hand", "m")
     (said,) = fixes.take_back_untried(drain)
     assert "left at 50" in said
     assert orchestrator.quotas()[0].limit == 50

@@ -1,4 +1,4 @@
-"""Fixing what a retry can't heal: a plugin's quota, within bounds."""
+"""Fixing what a retry can't heal: a plugin's quota or its scopes, within bounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ProposeFix(DlqOperator):
-    """Work out which limits to raise and how far, and change nothing."""
+    """Work out which limits to raise and which plugins to patch, and change nothing."""
 
     def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq.fixes import propose_fix
@@ -42,21 +42,17 @@ class ApproveFix(PlanApproval):
         outside = sum(not fix["within_policy"] for fix in fixes)
         return Proposal(
             digest=proposed["hash"],
-            subject=f"Queue {drain.queue}: raise {len(fixes)} limit(s) of plugins?",
+            subject=f"Queue {drain.queue}: change {len(fixes)} plugin(s)?",
             facts=(
                 f"Drain `{drain.id}`, plan `{short(proposed['hash'])}`",
-                f"{len(fixes)} limit(s) would be raised; {waiting:,} entries wait for it",
+                f"{len(fixes)} change(s) would be made; {waiting:,} entries wait for them",
                 f"{outside} of them outside the bounds of the queue's file"
                 if outside
                 else "All within the bounds of the queue's file",
-                "Approve: raise them, try a few entries, then the rest; if those fail, it is undone",
+                "Approve: make them, try a few entries, then the rest; if those fail, it is undone",
                 "Reject: nothing changes, and the entries stay open",
             ),
-            untrusted="\n".join(
-                f"{fix['plugin']}: {fix['resource']} {fix['current']} -> {fix['proposed']} "
-                f"(peak need {fix['peak_need']}, ceiling {fix['ceiling']}; {fix['entries']} entries)"
-                for fix in fixes
-            ),
+            untrusted="\n".join(f"{fix['says']}: {fix['entries']} entries" for fix in fixes),
             within_policy=not outside,
         )
 
