@@ -240,8 +240,8 @@ class Owners(_Model):
 
 
 class QuotaPolicy(_Model):
-    """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, ``headroom`` over the
-    peak need.
+    """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, or by plugin and resource
+    (``payments.calls_per_s``); ``headroom`` over the peak need.
     """
 
     ceilings: dict[str, float] = Field(default_factory=dict)

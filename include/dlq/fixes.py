@@ -48,7 +48,7 @@ def _waiting(drain: Drain, remedy: str) -> dict[str, dict[str, Any]]:
 
 
 def propose_fix(drain: Drain) -> dict[str, Any]:
-    """What to change, from what to what, what was seen and what policy allows. Proposes nothing it has no evidence for."""
+    """What to change, what was seen and what policy allows. Proposes nothing it has no evidence for."""
     fixes: list[Fix] = []
     left: list[str] = []
     for name, remedy in REMEDIES.items():

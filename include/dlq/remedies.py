@@ -41,20 +41,22 @@ class RaiseQuota:
     level: Level = "quotas"
 
     def evidence(self, orchestrator: Orchestrator) -> Mapping[str, Quota]:
-        found: dict[str, Quota] = {}
-        for quota in orchestrator.quotas():
-            if quota.resource == "memory_mb" or quota.plugin not in found:
-                found[quota.plugin] = quota
-        return found
+        """Of a plugin's quotas the one that was exceeded; of several, or of none, its memory."""
+
+        def telling(quota: Quota) -> tuple[bool, bool]:
+            return quota.peak_need > quota.limit, quota.resource == "memory_mb"
+
+        return {quota.plugin: quota for quota in sorted(orchestrator.quotas(), key=telling)}
 
     def propose(self, plugin: str, found: Quota | None, config: QueueConfig) -> Fix | str:
         if found is None or found.peak_need <= found.limit:
             return "no such quota" if found is None else "its quota was never exceeded"
         policy = config.quotas
-        bound = min(found.ceiling, policy.ceilings.get(plugin, found.ceiling))
+        names = [name for name in (f"{plugin}.{found.resource}", plugin) if name in policy.ceilings]
+        bound = min(found.ceiling, policy.ceilings[names[0]] if names else found.ceiling)
         proposed = min(bound, math.ceil(found.peak_need * policy.headroom))
         if proposed < found.peak_need:
-            return f"needs {found.peak_need}, the ceiling is {bound}"
+            return f"needs {found.peak_need}, the ceiling is {bound:g}"
         return {
             "resource": found.resource,
             "current": found.limit,
@@ -64,7 +66,7 @@ class RaiseQuota:
             "change": f"{int(proposed)} {found.resource}",
             "says": f"raise {plugin}.{found.resource} from {found.limit} to {int(proposed)} "
             f"(needed {found.peak_need}, ceiling {found.ceiling})",
-            "within_policy": plugin in policy.ceilings,
+            "within_policy": bool(names),
         }
 
     def apply(self, orchestrator: Orchestrator, fix: Fix, who: str, key: str) -> str:

@@ -127,6 +127,9 @@ def test_without_the_token_only_the_health_check_answers(service, http):
             ("POST", "/v1/routing/resume"),
             ("GET", "/v1/quotas"),
             ("PUT", "/v1/quotas/embedding"),
+            ("GET", "/v1/plugins"),
+            ("GET", "/v1/plugins/notify"),
+            ("PATCH", "/v1/plugins/notify"),
         ]:
             answer = anonymous.request(method, path)
             assert answer.status_code == 401, path
@@ -134,7 +137,7 @@ def test_without_the_token_only_the_health_check_answers(service, http):
             assert answer.headers["www-authenticate"] == "Bearer"
     with HttpOrchestrator(service.url, "wrong") as client, pytest.raises(OrchestratorUnauthorized):
         client.capabilities()
-    assert http.get("/openapi.json").json()["info"]["version"] == "1.1"
+    assert http.get("/openapi.json").json()["info"]["version"] == "1.2"
 
 
 def test_a_submitted_workflow_is_pending_until_it_ran_and_tells_its_outputs(orchestrator):

@@ -30,5 +30,5 @@ def test_every_error_is_a_problem_and_every_change_takes_an_idempotency_key():
                 if status >= "400":
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
             names = [parameter["name"] for parameter in operation.get("parameters", [])]
-            changes = method in ("post", "put") and path not in ("/v1/outcomes", "/v1/failures")
+            changes = method in ("post", "put", "patch") and path not in ("/v1/outcomes", "/v1/failures")
             assert ("Idempotency-Key" in names) == changes, path

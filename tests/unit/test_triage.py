@@ -274,7 +274,7 @@ def test_each_branch_that_has_work_is_chosen(queue: MemoryRig) -> None:
     categorize(drain)
     said = choose_remedies(drain)
     assert said["branches"] == ["retry_transient", "fix_permanent", "manual_review"]
-    assert said["why"] == {"retry_transient": 5, "fix_permanent": 3, "manual_review": 3}
+    assert said["why"] == {"retry_transient": 5, "fix_permanent": 4, "manual_review": 2}
 
 
 @pytest.mark.parametrize(
