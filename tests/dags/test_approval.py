@@ -26,11 +26,7 @@ HOSTILE = "geo`````\n![x](http://elsewhere/x.png)"
 def fix(*, within: bool = True, plugin: str = "geo") -> dict[str, Any]:
     return {
         "plugin": plugin,
-        "resource": "calls",
-        "current": 10,
-        "proposed": 20,
-        "ceiling": 30,
-        "peak_need": 18,
+        "says": f"raise {plugin}.calls from 10 to 20 (needed 18, ceiling 30)",
         "entries": 40,
         "within_policy": within,
     }
