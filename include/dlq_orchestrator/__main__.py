@@ -37,6 +37,7 @@ def main() -> int:
         time_limit_s=arguments.time_limit,
         backoff_base_s=arguments.backoff_base,
         keep_s=arguments.keep_days * 86400.0,
+        fault_injection=arguments.fault_injection,
     )
     _log_to_stderr()
     stop = threading.Event()
@@ -97,6 +98,11 @@ def _arguments() -> argparse.Namespace:
         type=float,
         help="how long a workflow that is over is remembered; its record is run again after that"
         " (default: %(default).0f)",
+    )
+    add(
+        "--fault-injection",
+        action="store_true",
+        help="let whoever has the token break plugin calls (level `faults`): for tests only",
     )
     arguments = parser.parse_args()
     if arguments.keep_days <= 0:

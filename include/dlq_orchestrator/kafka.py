@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -15,6 +17,7 @@ from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetterWriter
 from dlq_orchestrator.kafka_consumer import KafkaConsumer
 from dlq_orchestrator.origin import CannotStart, NotSubmitted, Origin, Place
+from dlq_orchestrator.replays import Outgoing, Replays
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
@@ -48,6 +51,8 @@ def kafka_origin(
     producer = clients.producer()
     _require_topics(settings, producer)
     routing = Routing(store)
+    inlet = KafkaInlet(clients.producer(), settings.origin_topic)
+    replays = Replays(store, inlet)
     consumer = KafkaConsumer(
         clients.consumer,
         settings.origin_topic,
@@ -56,10 +61,11 @@ def kafka_origin(
         safety,
         calls,
         routing,
+        replays,
         DeadLetterWriter(producer, settings.dlq_topic),
         store,
     )
-    return Origin(consumer, KafkaInlet(clients.producer(), settings.origin_topic), routing)
+    return Origin(consumer, inlet, routing, replays)
 
 
 class KafkaInlet:
@@ -80,27 +86,41 @@ class KafkaInlet:
         headers: Headers = [("correlation-id", key)]
         if traceparent:
             headers.append(("traceparent", traceparent.encode()))
+        [report] = self._reports([Outgoing(key, document, headers)])
+        if isinstance(report, str):
+            raise NotSubmitted(f"{self._topic}: {report}")
+        return Place(self._topic, cast(int, report.partition()), cast(int, report.offset()))
+
+    def produce(self, records: Sequence[Outgoing]) -> list[str | None]:
+        """Put records in; for each None, once it is acknowledged, or why it was not."""
+        return [report if isinstance(report, str) else None for report in self._reports(records)]
+
+    def _reports(self, records: Sequence[Outgoing]) -> list[str | Message]:
         deadline = time.monotonic() + _SUBMIT_S
+        reports: dict[int, str | Message] = {}
         delivered = threading.Event()
-        reports: list[tuple[KafkaError | None, Message]] = []
 
-        def report(error: KafkaError | None, message: Message) -> None:
-            reports.append((error, message))
-            delivered.set()
+        def report(place: int, error: KafkaError | None, message: Message) -> None:
+            reports[place] = error.str() if error is not None else message
+            if len(reports) == len(records):
+                delivered.set()
 
-        try:
-            self._producer.produce(
-                self._topic, key=key, value=document, headers=list(headers), on_delivery=report
-            )
-        except KafkaException as error:
-            raise NotSubmitted(f"{self._topic}: {error.args[0].str()}") from None
+        for place, record in enumerate(records):
+            try:
+                self._producer.produce(
+                    self._topic,
+                    key=record.key,
+                    value=record.value,
+                    headers=list(record.headers),
+                    on_delivery=partial(report, place),
+                )
+            except KafkaException as error:
+                reports[place] = error.args[0].str()
         self._producer.flush(_SUBMIT_S)
-        if not delivered.wait(max(0.1, deadline - time.monotonic())):
-            raise NotSubmitted(f"{self._topic} did not acknowledge within {_SUBMIT_S:.0f} s")
-        refused, message = reports[0]
-        if refused is not None:
-            raise NotSubmitted(f"{self._topic}: {refused.str()}")
-        return Place(self._topic, cast(int, message.partition()), cast(int, message.offset()))
+        if len(reports) < len(records):  # another thread's flush may run our reports
+            delivered.wait(max(0.1, deadline - time.monotonic()))
+        late = f"no acknowledgement within {_SUBMIT_S:.0f} s"
+        return [reports.get(place, late) for place in range(len(records))]
 
 
 class _Clients:

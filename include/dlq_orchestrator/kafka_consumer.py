@@ -17,6 +17,7 @@ from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, KafkaRecord, dead_letter
 from dlq_orchestrator.origin import ConsumerFailed
+from dlq_orchestrator.replays import Replays
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
@@ -59,6 +60,7 @@ class KafkaConsumer:
         safety: WorkflowSafety,
         calls: PluginCalls,
         routing: Routing,
+        replays: Replays,
         writer: DeadLetterWriter,
         store: Store,
     ) -> None:
@@ -69,6 +71,7 @@ class KafkaConsumer:
         self._safety = safety
         self._calls = calls
         self._routing = routing
+        self._replays = replays
         self._writer = writer
         self._store = store
         self._loop = asyncio.Runner()
@@ -149,6 +152,7 @@ class KafkaConsumer:
             too_large = [letters[place] for place in self._writer.write(letters)]
             with self._store.transaction() as db:
                 self._safety.record(db, runs)
+                self._replays.keep(db, records, runs)
                 self._routing.hold(db, held)
                 self._routing.hold(db, too_large, undeliverable=True)
                 self._calls.save_counts(db)

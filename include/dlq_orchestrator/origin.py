@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from dlq_orchestrator.routing import Routing
+
+if TYPE_CHECKING:
+    from dlq_orchestrator.replays import Replays
 
 
 class CannotStart(Exception):
@@ -67,8 +70,9 @@ class Inlet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The parts that differ by kind. `routing`: None where failing records can't be held back."""
+    """The parts that differ by kind. `routing`, `replays`: None where records are the queue's to hold and hand out."""
 
     consumer: Consumer
     inlet: Inlet
-    routing: Routing | None
+    routing: Routing | None = None
+    replays: Replays | None = None

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
+
 from dlq_orchestrator.core.backoff import Backoff, RetryBudget
 from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import Memory, WorkflowSafety
@@ -94,10 +96,13 @@ class Runner:
         if done_by is not None:
             return self._ended(job, [], None, done_by)
         completed = memory.completed.get(job.correlation_id, {})
+        inputs = memory.inputs.get(job.correlation_id, {})
         steps: list[StepRun] = []
         for position, step in enumerate(job.workflow.steps):
             if step.name in completed:
                 continue
+            if (args := inputs.get(step.name)) is not None:
+                step = msgspec.structs.replace(step, args=args)
             run, failure = await self._run_step(step, position, job, job.workflow.tenant)
             steps.append(run)
             if failure is not None:
@@ -118,11 +123,13 @@ class Runner:
                 if (wait_s := self._wait_s(error, tries)) is not None:
                     await asyncio.sleep(wait_s)
                     continue
-                run = StepRun(step.name, step.plugin, step.tool, position, "failed", tries)
+                run = StepRun(step.name, step.plugin, step.tool, position, "failed", tries, step.args)
                 return run, self._failure(error, step.component, step.name, tries)
             self._budget.earn()
             effect = effect_key if self._calls.has_effect(step) else None
-            run = StepRun(step.name, step.plugin, step.tool, position, "succeeded", tries, output, effect)
+            run = StepRun(
+                step.name, step.plugin, step.tool, position, "succeeded", tries, step.args, output, effect
+            )
             return run, None
 
     def _wait_s(self, error: StepError, tries: int) -> float | None:

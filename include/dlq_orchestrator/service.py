@@ -21,6 +21,7 @@ from dlq_orchestrator.core.workflow_safety import KEEP_S, WorkflowSafety
 from dlq_orchestrator.http.app import create_app
 from dlq_orchestrator.http.idempotency import Idempotency
 from dlq_orchestrator.http.parts import Parts
+from dlq_orchestrator.injection import Injection
 from dlq_orchestrator.kafka import KafkaSettings, kafka_origin
 from dlq_orchestrator.origin import CannotStart, Origin
 from dlq_orchestrator.plugins import MANIFESTS, TOOLS
@@ -43,6 +44,7 @@ class Settings:
     time_limit_s: float = 0.2
     backoff_base_s: float = 0.05
     keep_s: float = KEEP_S
+    fault_injection: bool = False
 
 
 def serve(settings: Settings, stop: threading.Event, ready: Callable[[str], None]) -> None:
@@ -68,7 +70,8 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
     registry = Registry(store, MANIFESTS)
     safety = WorkflowSafety(store, settings.keep_s)
     sandbox = PluginSandbox(TOOLS, settings.time_limit_s)
-    calls = PluginCalls(registry, limiter, sandbox, CircuitPolicy())
+    injection = Injection(Random()) if settings.fault_injection else None  # noqa: S311 - which calls fail
+    calls = PluginCalls(registry, limiter, sandbox, CircuitPolicy(), injection)
     runner = Runner(
         calls,
         safety,
@@ -78,7 +81,7 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
     )
     if isinstance(settings.origin, SqsSettings):
         queue = SqsQueue(settings.origin)
-        origin = Origin(SqsConsumer(queue, runner, safety, calls, store), queue, routing=None)
+        origin = Origin(SqsConsumer(queue, runner, safety, calls, store), queue)
     else:
         origin = kafka_origin(settings.origin, store, runner, safety, calls)
     parts = Parts(
@@ -88,6 +91,8 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
         registry=registry,
         calls=calls,
         routing=origin.routing,
+        replays=origin.replays,
+        injection=injection,
         submission=Submission(origin.inlet, safety),
         idempotency=Idempotency(store),
         consumer=origin.consumer,

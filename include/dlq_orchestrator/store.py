@@ -24,8 +24,22 @@ CREATE TABLE IF NOT EXISTS step (
   correlation_id TEXT NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL,
   plugin TEXT NOT NULL, tool TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed')), attempts INTEGER NOT NULL, output TEXT,
-  PRIMARY KEY (correlation_id, name)
+  input TEXT, PRIMARY KEY (correlation_id, name)
 ) WITHOUT ROWID;
+-- what came of a workflow that has not succeeded, to be run again
+CREATE TABLE IF NOT EXISTS record (
+  correlation_id TEXT PRIMARY KEY, key BLOB, value BLOB, headers BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS replay (
+  key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, retry_count INTEGER NOT NULL, at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS replay_of ON replay (correlation_id, at);
+CREATE TABLE IF NOT EXISTS override (
+  id INTEGER PRIMARY KEY, correlation_id TEXT NOT NULL, step TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('input', 'output')), document TEXT NOT NULL,
+  person TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS override_of ON override (correlation_id);
 -- a log, without a unique key on purpose: an effect that happened twice must be seen twice
 CREATE TABLE IF NOT EXISTS effect (
   id INTEGER PRIMARY KEY, effect_key TEXT NOT NULL, correlation_id TEXT NOT NULL, step TEXT NOT NULL,

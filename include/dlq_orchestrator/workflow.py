@@ -134,6 +134,7 @@ class StepRun:
     position: int
     state: Literal["succeeded", "failed"]
     attempts: int
+    args: dict[str, Any]
     output: dict[str, Any] | None = None
     effect_key: str | None = None
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -17,12 +17,14 @@ from dlq.golden import GoldenFlow, load_golden_flows, run_golden_flows
 from dlq.orchestrator import (
     AboveCeiling,
     HttpOrchestrator,
+    Level,
     OrchestratorError,
     OrchestratorUnauthorized,
     Plugin,
     PluginChanged,
     PluginPatch,
     Quota,
+    Replay,
     RoutingHeld,
 )
 from dlq_demo.broker import Broker, create_topic
@@ -39,7 +41,12 @@ def service(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     create_topic(broker.bootstrap, dlq, 2)
     folder = tmp_path_factory.mktemp("orchestrator")
     with ReferenceOrchestrator(
-        broker.bootstrap, origin=origin, dlq=dlq, folder=folder, group=f"workers-{suffix}"
+        broker.bootstrap,
+        origin=origin,
+        dlq=dlq,
+        folder=folder,
+        group=f"workers-{suffix}",
+        options=["--fault-injection"],
     ) as running:
         yield running
 
@@ -103,7 +110,7 @@ def ended(orchestrator: HttpOrchestrator, correlation_id: str) -> Any:
 
 
 def test_the_reference_announces_the_levels_it_keeps(orchestrator):
-    assert orchestrator.capabilities() == {"outcome", "failures", "routing", "quotas", "plugins"}
+    assert orchestrator.capabilities() == set(get_args(Level))
 
 
 def memory(orchestrator: HttpOrchestrator, plugin: str) -> Quota:
@@ -130,6 +137,12 @@ def test_without_the_token_only_the_health_check_answers(service, http):
             ("GET", "/v1/plugins"),
             ("GET", "/v1/plugins/notify"),
             ("PATCH", "/v1/plugins/notify"),
+            ("GET", "/v1/workflows"),
+            ("POST", "/v1/replays"),
+            ("POST", "/v1/workflows/c/debug"),
+            ("GET", "/v1/faults"),
+            ("PUT", "/v1/faults/f"),
+            ("DELETE", "/v1/faults/f"),
         ]:
             answer = anonymous.request(method, path)
             assert answer.status_code == 401, path
@@ -168,7 +181,9 @@ def test_a_failed_workflow_tells_why_without_its_payload(orchestrator, http):
         "charge",
     )
     assert abs(state.failure.failed_at_ms / 1000 - time.time()) < 60
-    assert "hunter2" not in http.get(f"/v1/workflows/{document['correlation_id']}").text
+    told = http.get(f"/v1/workflows/{document['correlation_id']}").json()
+    assert "hunter2" not in json.dumps(told["failure"])
+    assert told["steps"][0]["input"]["card"] == "hunter2"  # who debugs it has to see that
     other = charge()
     orchestrator.submit_workflow(other, other["correlation_id"])
     ended(orchestrator, other["correlation_id"])
@@ -411,3 +426,158 @@ def test_golden_flows_of_an_orchestrator_that_refuses_them_have_failed(service):
     with HttpOrchestrator(service.url, "wrong") as stranger:
         (result,) = run_golden_flows([golden("order", {})], stranger, run_key="r")
     assert "order: could not be submitted" in result.differences[0]
+
+
+# Replays
+
+
+def outcome(orchestrator: HttpOrchestrator, key: str) -> Any:
+    def look() -> Any:
+        state = orchestrator.outcomes([key])[key]
+        return state if state.state in ("succeeded", "failed") else None
+
+    return until(look)
+
+
+def failed(orchestrator: HttpOrchestrator, **fault: Any) -> str:
+    """The correlation id of a workflow that was submitted and failed."""
+    document = charge(**({"error": "PluginError", "attempts": 1} | fault))
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert ended(orchestrator, document["correlation_id"]).state == "failed"
+    return str(document["correlation_id"])
+
+
+def test_a_workflow_is_run_again_as_it_came_and_a_key_puts_it_in_once(orchestrator, http):
+    correlation_id, key = failed(orchestrator), fresh()
+    for _ in range(3):
+        answer = orchestrator.replay_workflows([Replay(correlation_id, key, 1, headers={"dlq-entry": "e1"})])
+        assert answer[key].state == "accepted"
+    assert outcome(orchestrator, key).state == "succeeded"
+    state = http.get(f"/v1/workflows/{correlation_id}").json()
+    assert (state["state"], state["retry_count"], state["duplicate_of"]) == ("succeeded", 1, None)
+    assert [(r["key"], r["retry_count"]) for r in state["replays"]] == [(key, 1)]
+    assert state["steps"][0]["input"]["amount_cents"] == 1000
+    assert state["steps"][0]["attempts"] == 2
+
+
+def test_a_replay_with_a_value_of_its_own_runs_that(orchestrator, http):
+    correlation_id, key = failed(orchestrator, attempts=1000), fresh()
+    edited = charge(correlation_id)
+    edited["steps"][0]["args"]["amount_cents"] = 77
+    orchestrator.replay_workflows([Replay(correlation_id, key, 1, value=json.dumps(edited).encode())])
+    assert outcome(orchestrator, key).state == "succeeded"
+    assert http.get(f"/v1/workflows/{correlation_id}").json()["steps"][0]["output"]["amount_cents"] == 77
+
+
+def test_a_replay_that_fails_again_is_told_so_and_may_be_replayed_under_another_key(orchestrator):
+    correlation_id, first, second = failed(orchestrator, attempts=4), fresh(), fresh()
+    orchestrator.replay_workflows([Replay(correlation_id, first, 1)])
+    assert outcome(orchestrator, first).state == "failed"
+    orchestrator.replay_workflows([Replay(correlation_id, second, 2)])
+    assert outcome(orchestrator, second).state == "succeeded"
+    assert outcome(orchestrator, first).state == "failed"
+
+
+def test_what_succeeded_meanwhile_needs_no_run_and_what_was_never_seen_is_refused(orchestrator, http):
+    document = charge()
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert ended(orchestrator, document["correlation_id"]).state == "succeeded"
+    done, never = fresh(), fresh()
+    answer = orchestrator.replay_workflows(
+        [Replay(document["correlation_id"], done, 1), Replay("never seen", never, 1)]
+    )
+    assert (answer[done].state, answer[never].state, answer[never].why) == (
+        "accepted",
+        "refused",
+        "unknown_workflow",
+    )
+    assert orchestrator.outcomes([done])[done].state == "succeeded"
+    assert http.get(f"/v1/workflows/{document['correlation_id']}").json()["steps"][0]["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({}, "retry_count"),
+        ({"retry_count": -1}, "retry_count"),
+        ({"retry_count": 1, "value": "not base64!"}, "base64"),
+        ({"retry_count": 1, "headers": {"correlation-id": "x"}}, "headers"),
+        ({"retry_count": 1, "headers": {"dlq-x": "\n"}}, "headers"),
+        ({"retry_count": 1, "other": 1}, "other"),
+    ],
+)
+def test_a_replay_that_asks_for_what_cannot_be_is_refused_and_the_field_named(http, overrides, says):
+    body = {"replays": [{"correlation_id": "c", "key": fresh(), "overrides": overrides}]}
+    answer = http.post("/v1/replays", json=body)
+    assert answer.status_code == 422
+    assert says in answer.json()["detail"]
+
+
+def test_workflows_are_listed_in_pages_by_their_state(orchestrator, http):
+    mine = {failed(orchestrator) for _ in range(3)}
+    found: list[str] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = http.get("/v1/workflows", params={"state": "failed", "limit": 2, "cursor": cursor}).json()
+        assert {workflow["state"] for workflow in page["workflows"]} == {"failed"}
+        found += [workflow["correlation_id"] for workflow in page["workflows"]]
+        cursor = page["next"]
+    assert mine <= set(found)
+    assert len(found) == len(set(found))
+
+
+# The debugger
+
+
+def debug(http: httpx.Client, correlation_id: str, **request: Any) -> httpx.Response:
+    body = {"step": "charge", "person": "ada", "reason": "the amount was wrong"} | request
+    return http.post(f"/v1/workflows/{correlation_id}/debug", json=body)
+
+
+def test_a_person_gives_a_step_other_arguments_and_it_goes_on_from_there(orchestrator, http):
+    correlation_id = failed(orchestrator, attempts=1000)
+    answer = debug(http, correlation_id, input={"amount_cents": 5, "currency": "NOK"})
+    assert answer.status_code == 202
+    assert outcome(orchestrator, answer.json()["key"]).state == "succeeded"
+    state = http.get(f"/v1/workflows/{correlation_id}").json()
+    assert state["steps"][0]["output"]["currency"] == "NOK"
+    (override,) = state["overrides"]
+    assert (override["step"], override["kind"], override["person"]) == ("charge", "input", "ada")
+    assert override["reason"] == "the amount was wrong"
+
+
+def test_a_person_gives_a_steps_output_and_it_is_not_run(orchestrator, http):
+    correlation_id = failed(orchestrator, attempts=1000)
+    key = debug(http, correlation_id, output={"payment": "by hand"}).json()["key"]
+    assert outcome(orchestrator, key).state == "succeeded"
+    state = http.get(f"/v1/workflows/{correlation_id}").json()
+    assert state["steps"][0]["output"] == {"payment": "by hand"}
+    assert state["steps"][0]["attempts"] == 1
+    assert debug(http, correlation_id, output={}).status_code == 409
+
+
+def test_what_cannot_be_gone_on_from_is_said(orchestrator, http):
+    correlation_id = failed(orchestrator)
+    assert debug(http, "never seen", output={}).status_code == 404
+    other = debug(http, correlation_id, step="ship", output={})
+    assert (other.status_code, "charge" in other.json()["detail"]) == (409, True)
+    assert debug(http, correlation_id, input={}, output={}).status_code == 422
+    assert debug(http, correlation_id, output={}, reason="").status_code == 422
+
+
+# Faults
+
+
+def test_a_fault_breaks_what_passes_until_it_ends(orchestrator, http):
+    fault = {"plugin": "payments", "tool": "charge", "error": "PluginError", "share": 1.0, "seconds": 60}
+    assert http.put("/v1/faults/chaos", json=fault).status_code == 200
+    assert [f["name"] for f in http.get("/v1/faults").json()["faults"]] == ["chaos"]
+    document = charge()
+    orchestrator.submit_workflow(document, document["correlation_id"])
+    assert ended(orchestrator, document["correlation_id"]).failure.message.startswith("injected")
+    assert http.delete("/v1/faults/chaos").status_code == 204
+    key = fresh()
+    orchestrator.replay_workflows([Replay(document["correlation_id"], key, 1)])
+    assert outcome(orchestrator, key).state == "succeeded"
+    assert http.put("/v1/faults/chaos", json=fault | {"seconds": 0.05}).status_code == 200
+    until(lambda: not http.get("/v1/faults").json()["faults"])

@@ -684,9 +684,11 @@ class Worker:
     def wait(self, seconds: float = 120) -> int:
         """Wait for its end; returns 0, or the negative signal that killed it, or 3 after an error it has said."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, (
-            f"worker did not end within {seconds:.0f} s: {self.words()}"
-        )
+        if self._process.exitcode is None:
+            os.kill(self.pid, signal.SIGUSR1)
+            self._process.join(1)
+            stacks = (self.folder / "err").read_text()[-30000:]
+            raise AssertionError(f"worker did not end within {seconds:.0f} s: {self.events[-3:]}\n{stacks}")
         return self._process.exitcode
 
     def kill_after(self, seconds: float) -> None:

@@ -20,6 +20,7 @@ and status 3.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import functools
 import json
 import logging
@@ -185,6 +186,7 @@ def run(folder: str) -> None:
     for name, descriptor in (("out", 1), ("err", 2)):
         with (Path(folder) / name).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
+    faulthandler.register(signal.SIGUSR1)  # a test that waited in vain asks where it is
     sys.exit(_main(json.loads((Path(folder) / "spec.json").read_text())))
 
 

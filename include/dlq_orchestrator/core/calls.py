@@ -18,6 +18,7 @@ from dlq_orchestrator.failures import (
     StepError,
     TransientNetwork,
 )
+from dlq_orchestrator.injection import Injection
 from dlq_orchestrator.workflow import Call, Step
 
 # what a plugin that is down does; one that answers, with whatever error, is up
@@ -28,14 +29,21 @@ class PluginCalls:
     """Calls plugins for the runner.
 
     :param circuits: when a plugin's circuit opens.
+    :param injection: faults to inject, if it was started for that.
     """
 
     def __init__(
-        self, registry: Registry, limiter: RateLimiter, sandbox: PluginSandbox, circuits: CircuitPolicy
+        self,
+        registry: Registry,
+        limiter: RateLimiter,
+        sandbox: PluginSandbox,
+        circuits: CircuitPolicy,
+        injection: Injection | None = None,
     ) -> None:
         self._registry = registry
         self._limiter = limiter
         self._sandbox = sandbox
+        self._injection = injection
         self._circuits = {plugin.name: Circuit(circuits) for plugin in registry.plugins()}
 
     def has_effect(self, step: Step) -> bool:
@@ -66,6 +74,8 @@ class PluginCalls:
                     f"the circuit of {step.plugin} is open: retry after {wait_s * 1000:.0f} ms", wait_s
                 )
             try:
+                if self._injection is not None:
+                    self._injection.strike(step)
                 call = Call(step, effect_key, plugin.version, plugin.scopes)
                 output = await self._sandbox.call(call, count, memory_mb)
             except _DOWN:
@@ -73,7 +83,7 @@ class PluginCalls:
                 raise
             except StepError as error:
                 circuit.passed()
-                if isinstance(error, ScopeViolation):
+                if isinstance(error, ScopeViolation) and error.scope:
                     self._registry.violated(step.plugin, error.scope)
                 raise
             except BaseException:

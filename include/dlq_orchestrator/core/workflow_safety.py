@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,12 @@ class Memory:
 
     :param succeeded: dedupe key → correlation id of the workflow that succeeded under it.
     :param completed: correlation id → step → its output.
+    :param inputs: correlation id → step → the arguments a person gave it in the debugger.
     """
 
     succeeded: dict[str, str] = field(default_factory=dict)
     completed: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    inputs: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def learn(self, run: Run) -> None:
         """A later record of the same batch sees what an earlier one did."""
@@ -53,7 +55,7 @@ class WorkflowSafety:
         self._store = store
         self._keep_ms = int(keep_s * 1000)
 
-    def recall(self, correlation_ids: Iterable[str], dedupe_keys: Iterable[str]) -> Memory:
+    def recall(self, correlation_ids: Collection[str], dedupe_keys: Collection[str]) -> Memory:
         memory = Memory()
         with self._store.read() as db:
             for row in db.execute(
@@ -68,6 +70,13 @@ class WorkflowSafety:
             ):
                 completed = memory.completed.setdefault(row["correlation_id"], {})
                 completed[row["name"]] = json.loads(row["output"])
+            for row in db.execute(
+                "SELECT correlation_id, step, document FROM override WHERE kind = 'input'"
+                " AND correlation_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+                [json.dumps(list(correlation_ids))],
+            ):
+                inputs = memory.inputs.setdefault(row["correlation_id"], {})
+                inputs[row["step"]] = json.loads(row["document"])
         return memory
 
     def claim(self, records: Iterable[Record]) -> None:
@@ -107,10 +116,11 @@ class WorkflowSafety:
             ],
         )
         db.executemany(
-            "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (correlation_id, name) DO UPDATE SET position = excluded.position,"
             " plugin = excluded.plugin, tool = excluded.tool, state = excluded.state,"
-            " attempts = attempts + excluded.attempts, output = excluded.output WHERE state <> 'succeeded'",
+            " attempts = attempts + excluded.attempts, output = excluded.output, input = excluded.input"
+            " WHERE state <> 'succeeded'",
             [
                 (
                     run.correlation_id,
@@ -121,6 +131,7 @@ class WorkflowSafety:
                     s.state,
                     s.attempts,
                     _json(s.output),
+                    _json(s.args),
                 )
                 for run in runs
                 for s in run.steps
@@ -158,12 +169,12 @@ class WorkflowSafety:
         """Forget what is over and old, some at a time, in the caller's transaction."""
         old = "SELECT correlation_id FROM workflow WHERE changed_at < ? ORDER BY changed_at LIMIT ?"
         ids = json.dumps([row[0] for row in db.execute(old, [before, _FORGET_AT_ONCE])])
-        for table in ("step", "effect", "workflow"):
+        for table in ("step", "effect", "record", "override", "workflow"):
             db.execute(
                 f"DELETE FROM {table} WHERE correlation_id IN (SELECT value FROM json_each(?))",  # noqa: S608
                 [ids],
             )
-        for table in ("dedupe", "outcome", "claim"):
+        for table in ("dedupe", "outcome", "claim", "replay"):
             db.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE at < ? LIMIT ?)",  # noqa: S608
                 [before, _FORGET_AT_ONCE],
@@ -200,6 +211,15 @@ class WorkflowSafety:
                 "SELECT * FROM step WHERE correlation_id = ? ORDER BY position, name", [correlation_id]
             ).fetchall()
         return row, steps
+
+    def workflows(self, state: str | None, after: str, limit: int) -> list[sqlite3.Row]:
+        """Rows of workflows by correlation id, those after that one."""
+        with self._store.read() as db:
+            return db.execute(
+                "SELECT correlation_id, workflow, state, changed_at FROM workflow"
+                " WHERE correlation_id > ? AND state = coalesce(?, state) ORDER BY correlation_id LIMIT ?",
+                [after, state, limit],
+            ).fetchall()
 
     def failures(self, correlation_ids: list[str]) -> dict[str, sqlite3.Row]:
         """The rows of those workflows whose last run failed, by correlation id."""

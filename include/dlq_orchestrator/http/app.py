@@ -7,8 +7,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from dlq_orchestrator.http import models, problems
+from dlq_orchestrator.http.faults import faults
 from dlq_orchestrator.http.parts import Parts
 from dlq_orchestrator.http.plugins import plugins
+from dlq_orchestrator.http.replays import replays
 from dlq_orchestrator.http.routes import CONTRACT_VERSION, contract, public
 
 
@@ -33,7 +35,10 @@ def create_app(parts: Parts | None = None) -> FastAPI:
     )
     app.state.parts = parts
     app.include_router(public)
+    # before the workflow's own route, whose id takes any path
+    app.include_router(replays)
     app.include_router(contract)
     app.include_router(plugins)
+    app.include_router(faults)
     problems.install(app)
     return app

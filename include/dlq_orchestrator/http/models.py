@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dlq_orchestrator.injection import Error
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 EpochMs = Annotated[int, Field(description="epoch milliseconds")]
-Level = Literal["outcome", "failures", "quotas", "plugins", "routing"]
+Level = Literal["outcome", "failures", "replay", "quotas", "plugins", "debugger", "routing", "faults"]
 Resource = Literal["memory_mb", "calls_per_s", "concurrency"]
+
+
+State = Literal["pending", "succeeded", "failed"]
 
 
 class Problem(BaseModel):
@@ -96,7 +101,26 @@ class WorkflowStep(BaseModel):
     tool: str
     state: Literal["succeeded", "failed"]
     attempts: int = Field(description="tries over all runs")
+    input: dict[str, Any] | None = Field(None, description="its arguments, of the newest run")
     output: dict[str, Any] | None = None
+
+
+class KnownReplay(BaseModel):
+    """A replay that was accepted."""
+
+    key: str
+    retry_count: int
+    at: EpochMs
+
+
+class KnownOverride(BaseModel):
+    """A step's input or output that a person replaced."""
+
+    step: str
+    kind: Literal["input", "output"]
+    person: str
+    reason: str
+    at: EpochMs
 
 
 class WorkflowState(BaseModel):
@@ -104,7 +128,7 @@ class WorkflowState(BaseModel):
 
     correlation_id: str
     workflow: str | None = Field(description="null where the record could not be read")
-    state: Literal["pending", "succeeded", "failed"]
+    state: State
     retry_count: int = Field(description="how often it had been replayed before its last run")
     trace_id: str | None
     duplicate_of: str | None = Field(
@@ -112,6 +136,115 @@ class WorkflowState(BaseModel):
     )
     steps: list[WorkflowStep]
     failure: WorkflowFailure | None
+    replays: list[KnownReplay] = Field([], description="by `POST /v1/replays`, oldest first")
+    overrides: list[KnownOverride] = Field([], description="made in the debugger, oldest first")
+
+
+class WorkflowSummary(BaseModel):
+    correlation_id: str
+    workflow: str | None
+    state: State
+    changed_at: EpochMs
+
+
+class Workflows(BaseModel):
+    workflows: list[WorkflowSummary]
+    next: str | None = Field(description="the cursor of the next page; null: this is the last")
+
+
+HeaderName = Annotated[str, Field(pattern="^dlq-[a-z0-9-]{1,60}$")]
+HeaderText = Annotated[str, Field(max_length=1000, pattern=r"^[\x20-\x7e]*$")]
+
+
+class Overrides(BaseModel):
+    """What differs from the record as it last came."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    retry_count: int = Field(
+        ge=0, le=10**6, description="how often the workflow was replayed before, this one counted"
+    )
+    value: Annotated[str, Field(max_length=2**24)] | None = Field(
+        None, description="base64: instead of the record's value"
+    )
+    headers: dict[HeaderName, HeaderText] = Field(
+        {}, max_length=50, description="beside the record's own; `dlq-` ones only"
+    )
+
+
+class ReplayRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    correlation_id: str = Field(min_length=1, max_length=500)
+    key: str = Field(
+        min_length=1,
+        max_length=500,
+        pattern=r"^[\x21-\x7e]+$",
+        description="this replay's own idempotency key",
+    )
+    overrides: Overrides
+
+
+class ReplayQuery(BaseModel):
+    replays: list[ReplayRequest] = Field(max_length=1000)
+
+
+class Replayed(BaseModel):
+    """What became of asking for a replay; what becomes of the replay itself is its outcome."""
+
+    state: Literal["accepted", "refused"]
+    why: Literal["unknown_workflow", "no_record"] | None = None
+
+
+class Replays(BaseModel):
+    replays: dict[str, Replayed] = Field(description="one for each key that was asked for")
+
+
+class DebugRequest(BaseModel):
+    """A step's input or output, one of them, as a person wants it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Name
+    input: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
+    person: Name
+    reason: str = Field(min_length=1, max_length=2000)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> DebugRequest:
+        if (self.input is None) == (self.output is None):
+            raise ValueError("either `input` or `output` must be given")
+        return self
+
+
+class Debugged(BaseModel):
+    key: str = Field(description="the outcome of going on is asked for by it")
+
+
+class NewFault(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    plugin: Name
+    tool: Name | None = None
+    error: Error
+    share: float = Field(gt=0, le=1, description="of the calls")
+    seconds: float = Field(gt=0, le=3600, description="it ends by itself")
+
+
+class Fault(BaseModel):
+    """A fault being injected."""
+
+    name: str
+    plugin: str
+    tool: str | None
+    error: Error
+    share: float
+    until: EpochMs
+
+
+class Faults(BaseModel):
+    faults: list[Fault]
 
 
 class FailureQuery(BaseModel):

@@ -42,6 +42,10 @@ def capabilities(parts: WithParts) -> models.Capabilities:
     levels: list[models.Level] = ["outcome", "failures", "quotas", "plugins"]
     if parts.routing is not None:
         levels.append("routing")
+    if parts.replays is not None:
+        levels += ["replay", "debugger"]
+    if parts.injection is not None:
+        levels.append("faults")
     return models.Capabilities(version=CONTRACT_VERSION, levels=levels)
 
 
@@ -99,6 +103,7 @@ def workflow(correlation_id: CorrelationId, parts: WithParts) -> models.Workflow
     if found is None:
         raise HTTPException(404, "no workflow with this correlation id has been seen")
     row, steps = found
+    replays, overrides = parts.replays.lineage(correlation_id) if parts.replays else ([], [])
     return models.WorkflowState(
         correlation_id=row["correlation_id"],
         workflow=row["workflow"],
@@ -113,12 +118,28 @@ def workflow(correlation_id: CorrelationId, parts: WithParts) -> models.Workflow
                 tool=step["tool"],
                 state=step["state"],
                 attempts=step["attempts"],
+                input=json.loads(step["input"]) if step["input"] else None,
                 output=json.loads(step["output"]) if step["output"] else None,
             )
             for step in steps
         ],
         failure=models.WorkflowFailure.model_validate_json(row["failure"]) if row["failure"] else None,
+        replays=[models.KnownReplay(**dict(replay)) for replay in replays],
+        overrides=[models.KnownOverride(**dict(override)) for override in overrides],
     )
+
+
+@contract.get("/v1/workflows", tags=["outcome"], responses=documented(422))
+def workflows(
+    parts: WithParts,
+    state: Annotated[models.State | None, Query(description="of these only")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(max_length=500, description="`next` of the page before")] = None,
+) -> models.Workflows:
+    """The workflows that are known, by correlation id."""
+    rows = parts.safety.workflows(state, cursor or "", limit + 1)
+    page = [models.WorkflowSummary(**dict(row)) for row in rows[:limit]]
+    return models.Workflows(workflows=page, next=page[-1].correlation_id if len(rows) > limit else None)
 
 
 @contract.post("/v1/failures", tags=["failures"], responses=documented(422))
