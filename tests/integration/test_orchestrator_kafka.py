@@ -13,13 +13,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from dlq.orchestrator import HttpOrchestrator
+from dlq.orchestrator import HttpOrchestrator, Replay
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
 from dlq_orchestrator.plugins import TOOLS
@@ -316,6 +317,39 @@ def test_sigkill_at_random_moments_leaves_each_effect_once_and_loses_no_dead_let
     assert doubled == []
     assert effects.keys() >= {key for r in records if r.kind in ("healthy", "flaky") for key in effects_of(r)}
     assert letters.keys() == failed
+
+
+def test_sigkill_in_the_middle_of_a_thousand_replays_leaves_each_effect_once(stream, capsys):
+    """Asked for over HTTP: an answer that was lost with the process is asked for again, under the same keys."""
+    dice = random.Random()
+    records = list(workflows(1000, dice.getrandbits(32), {"plugin_error": 1, "transient": 1}))
+    send(Producer({"bootstrap.servers": stream.bootstrap}), stream.origin, records)
+    until(lambda: stream.client.success_rate(3600).failed == 1000, seconds=60)
+    replays = [
+        Replay(dict(r.headers)["correlation-id"].decode(), f"replay-{n}", 1) for n, r in enumerate(records)
+    ]
+
+    def ask() -> None:
+        for first in range(0, len(replays), 100):
+            answer = stream.client.replay_workflows(replays[first : first + 100])
+            assert {replayed.state for replayed in answer.values()} == {"accepted"}
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        for _ in range(3):
+            time.sleep(dice.uniform(0.05, 0.5))  # the random moment
+            stream.service.kill()
+            stream.service.start()
+        asking.result(120)
+
+    keys = [replay.key for replay in replays]
+    until(lambda: {o.state for o in stream.client.outcomes(keys).values()} == {"succeeded"}, seconds=60)
+    effects = Counter(key for (key,) in stream.memory("SELECT effect_key FROM effect"))
+    put = sum(any(name == "dlq-key" for name, _ in m.headers()) for m in stream.read(stream.origin))
+    with capsys.disabled():
+        print(f"\n3 kills in 1000 replays: {put} records put in, {len(effects)} effects, each once")
+    assert effects == Counter({key for record in records for key in effects_of(record)})
+    assert put >= 1000
 
 
 def effects_of(record: TrafficRecord) -> list[str]:

@@ -176,7 +176,8 @@ class SqsPass:
         self._wait = min(config.wait, _GLANCE_S) if glance else config.wait
         self.starts: Mapping[int, int] = {0: round_}
         self.cutoffs: Mapping[int, int] = {0: round_ if glance else round_ + 1}
-        self._come: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._come: queue.SimpleQueue[tuple[float, dict[str, Any]]] = queue.SimpleQueue()
+        self._waited = 0.0  # how long, in seconds, the message read last had waited here
         self._held: dict[str, str] = {}  # the handles of what was read and is not in custody, by id
         self._error: Exception | None = None
         self._empty_polls = 0
@@ -191,9 +192,10 @@ class SqsPass:
 
     def _receive(self) -> None:
         while not self._stop.is_set():
-            if self._come.qsize() > _WAITING:
+            if self._far_ahead():
                 self._stop.wait(0.05)
                 continue
+            asked = time.monotonic()
             try:
                 got = self._client.receive_message(
                     QueueUrl=self._queue.url,
@@ -210,10 +212,15 @@ class SqsPass:
                 self._error = error
                 return
             for message in got:
-                self._come.put(message)
+                self._come.put((asked, message))
             self._empty_polls = 0 if got else self._empty_polls + 1
             if not got and self._wait < 1:  # a short poll answers at once
                 self._stop.wait(0.1)
+
+    def _far_ahead(self) -> bool:
+        """Whether custody can't keep up: what waits here is on its visibility time-out, and comes twice past it."""
+        waiting = self._come.qsize()
+        return waiting > _WAITING or (waiting > 0 and self._waited > self._config.visibility / 4)
 
     def read(self, max_entries: int, max_bytes: int, max_seconds: float) -> Batch | None:
         if self._done:
@@ -223,8 +230,9 @@ class SqsPass:
         size, until, empty = 0, time.monotonic() + max_seconds, False
         while len(records) < max_entries and size < max_bytes and (left := until - time.monotonic()) > 0:
             try:
-                message = self._come.get(timeout=min(left, 0.2))
+                asked, message = self._come.get(timeout=min(left, 0.2))
             except queue.Empty:
+                self._waited = 0.0
                 if self._error is not None:
                     raise SourceError(
                         f"queue {self._queue.name} can't be received from: {aws.reason(self._error)}; grant "
@@ -234,6 +242,9 @@ class SqsPass:
                     break
                 continue
             self._quiet_since = None
+            self._waited = time.monotonic() - asked
+            if self._waited > self._config.visibility * 0.75:
+                continue  # it couldn't be deleted in time, and comes again
             record = recorded(message)
             records.append(record)
             receipts.append((record.place, message["ReceiptHandle"]))
@@ -301,7 +312,7 @@ class SqsPass:
         self._pool.shutdown()
         handles = [*self._held.values()]
         while not self._come.empty():
-            handles.append(self._come.get()["ReceiptHandle"])
+            handles.append(self._come.get()[1]["ReceiptHandle"])
         _give_back(self._client, self._queue.url, handles)
 
 
