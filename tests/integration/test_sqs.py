@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from dlq import plan
+from dlq import intake, plan
+from dlq.archive import Archive
 from dlq.config import Owners, QueueConfig
 from dlq.conservation import verify_conservation
 from dlq.drain import Drain, drain_id
@@ -245,6 +246,27 @@ def test_a_message_that_was_taken_and_not_deleted_is_known_by_its_id(queues: Que
     assert (said["taken"], said["again"], said["reached"]) == (0, 10, True)
     assert queues.rows("SELECT COUNT(*) FROM entry") == [(10,)]
     assert queues.rows("SELECT SUM(again) FROM intake") == [(10,)]
+
+
+def test_a_custody_slower_than_the_visibility_receives_no_further_ahead_than_it_can_delete(
+    queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = queues.config.source.model_copy(update={"visibility": 2.0})
+    object.__setattr__(queues.config, "source", source)
+    queues.begin()
+    queues.letters(500)
+    monkeypatch.setattr(intake, "MAX_ENTRIES", 20)
+    write = Archive.write
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.25)
+        return write(*arguments)
+
+    monkeypatch.setattr(Archive, "write", slowly)
+    said = take_custody(queues.open(), 60)
+    assert (said["taken"], said["reached"]) == (500, True)
+    # what waits here longer than it is invisible comes twice, and costs custody as much as what is new
+    assert said["again"] < 150
 
 
 def test_fifo_keeps_the_order_of_a_group_and_sends_equal_bodies_twice(
