@@ -150,6 +150,31 @@ class SqsTarget(_Model):
         return self
 
 
+class OrchestratorTarget(_Model):
+    """Replays are asked of the queue's orchestrator (level ``replay`` of its contract), which knows where they go.
+
+    A replay whose answer was lost is asked for again: under its key the orchestrator takes it once.
+    """
+
+    kind: Literal["orchestrator"]
+
+    @property
+    def connection(self) -> str:
+        return "the queue's orchestrator"
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        return ("orchestrator",)
+
+    @property
+    def ordering(self) -> Literal["none"]:
+        return "none"
+
+    @property
+    def on_ambiguous(self) -> Literal["resend"]:
+        return "resend"
+
+
 class MemoryEnd(_Model):
     """The in-memory twin, for tests."""
 
@@ -259,7 +284,7 @@ class QueueConfig(_Model):
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
     source: Annotated[KafkaSource | SqsSource | MemoryEnd, Field(discriminator="kind")]
-    target: Annotated[KafkaTarget | SqsTarget | MemoryEnd, Field(discriminator="kind")]
+    target: Annotated[KafkaTarget | SqsTarget | OrchestratorTarget | MemoryEnd, Field(discriminator="kind")]
     orchestrator: OrchestratorRef | None = None
     alerts: AlertsRef | None = None
     notify: NotifyRef | None = None
@@ -304,6 +329,12 @@ class QueueConfig(_Model):
         if path is not None:
             JsonPath(path)
         return path
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> QueueConfig:
+        if isinstance(self.target, OrchestratorTarget) and self.orchestrator is None:
+            raise ValueError("target.kind: orchestrator needs one: name its connection under `orchestrator`")
+        return self
 
     @model_validator(mode="after")
     def _never_the_dlq(self) -> QueueConfig:

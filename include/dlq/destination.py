@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlq.config import KafkaTarget, QueueConfig, SqsTarget
+from dlq.config import KafkaTarget, MemoryEnd, QueueConfig, SqsTarget
 from dlq.entry import Understood
 
 
@@ -12,7 +12,7 @@ class Destination:
     def __init__(self, config: QueueConfig) -> None:
         target = config.target
         self._allow = frozenset(target.allow)
-        self._by_group = {} if isinstance(target, SqsTarget) else target.topics
+        self._by_group = target.topics if isinstance(target, KafkaTarget | MemoryEnd) else {}
         if isinstance(target, KafkaTarget):
             self._fixed = target.topic
         elif isinstance(target, SqsTarget):

@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, select, update
 
 from dlq import clock
 from dlq.archive import Archive
-from dlq.config import KafkaSource, KafkaTarget, QueueConfig, SqsSource, SqsTarget
+from dlq.config import KafkaSource, KafkaTarget, OrchestratorTarget, QueueConfig, SqsSource, SqsTarget
 from dlq.errors import ConfigError, Refused
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger.schema import drain as drains
@@ -120,6 +120,11 @@ class Drain:
             from dlq.targets.sqs import SqsReplay
 
             return SqsReplay(self.config.target, self.connections)
+        if isinstance(self.config.target, OrchestratorTarget):
+            from dlq.targets.orchestrator import OrchestratorReplay
+
+            assert self.orchestrator is not None  # the configuration's own check
+            return OrchestratorReplay(self.orchestrator)
         from dlq.targets.memory import MemoryReplay
 
         return MemoryReplay.shared(

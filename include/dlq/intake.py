@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from dlq import clock, mark
 from dlq.archive import segment_table
-from dlq.config import QueueConfig, SqsSource, SqsTarget
+from dlq.config import OrchestratorTarget, QueueConfig, SqsSource, SqsTarget
 from dlq.dedupe import DedupeKeys
 from dlq.destination import Destination
 from dlq.drain import Drain
@@ -345,7 +345,7 @@ def _originals(config: QueueConfig) -> frozenset[str]:
     source, target = config.source, config.target
     if isinstance(source, SqsSource):
         return frozenset()
-    allowed = () if isinstance(target, SqsTarget) else target.allow
+    allowed = () if isinstance(target, SqsTarget | OrchestratorTarget) else target.allow
     return frozenset((*source.originals, *allowed))
 
 

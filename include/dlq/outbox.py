@@ -179,6 +179,7 @@ class Outbox:
                 part,
                 stored.types,
                 stored.system,
+                item.correlation_id,
             )
 
     def _meant_for(self, origin: str | None) -> Headers:

@@ -174,6 +174,7 @@ class Output(msgspec.Struct, gc=False):
     origin_part: int | None = None
     types: tuple[str, ...] = ()
     system: tuple[tuple[str, str], ...] = ()
+    correlation_id: str | None = None
 
 
 class Delivered(msgspec.Struct, gc=False):

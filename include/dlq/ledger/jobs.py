@@ -88,6 +88,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     key_hash: str | None
     origin: str | None
     size: int
+    correlation_id: str | None
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -331,6 +332,7 @@ _LINES = (
         entry.c.key_hash,
         entry.c.origin,
         entry.c.size,
+        entry.c.correlation_id,
     )
     .join(entry, (entry.c.id == job_entry.c.entry) & (entry.c.job == job_entry.c.job))
     .join(source, source.c.id == entry.c.source)
@@ -348,7 +350,8 @@ def items(
         job_entry.c.ordinal < until,
         entry.c.state == state,
     )
-    return [Item(*row) for row in tx.execute(lines.limit(limit)).all()]
+    found: Sequence[Sequence[Any]] = tx.execute(lines.limit(limit)).all()
+    return [Item(*row) for row in found]
 
 
 def settle(
