@@ -201,10 +201,13 @@ class Slo(_Model):
 
 
 class Limits(_Model):
-    """``batch`` entries a step, ``rate`` entries/s at most (none: unbounded), ``returns`` replays an entry may fail."""
+    """``batch`` entries a step, ``rate`` entries/s at most (none: unbounded), ``returns`` replays an entry may fail;
+    ``lag`` is how far, in records, a replay may leave the target's consumers behind.
+    """
 
     batch: int = Field(default=100, ge=1, le=10_000)
     rate: float | None = Field(default=None, gt=0)
+    lag: int = Field(default=10_000, ge=100)
     returns: int = Field(default=3, ge=1)
     dr: int = Field(default=10_000, ge=1)
     budget: Seconds = 3600.0

@@ -7,8 +7,11 @@ leave out, saying so, what a missing level makes impossible.
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from urllib.parse import quote
@@ -23,6 +26,7 @@ Level = Literal["outcome", "failures", "replay", "routing", "quotas", "plugins",
 
 _MAJOR = "1"
 _AT_ONCE = 1000
+_TRIES_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,14 @@ class OrchestratorUnreachable(OrchestratorError):
     """No answer, or only 5xx, after some tries: a later try may help."""
 
 
+class OrchestratorBusy(OrchestratorUnreachable):
+    """It asks to be left alone (429, or 503 with Retry-After), for :attr:`retry_after_s` seconds where it says so."""
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class OrchestratorUnauthorized(OrchestratorError):
     """The token was refused. A retry can't heal it."""
 
@@ -360,7 +372,7 @@ class HttpOrchestrator:
     """An orchestrator behind its HTTP contract.
 
     Every call of the contract may be repeated, so each is tried up to 6 times within 15 s on connection
-    errors and 5xx.
+    errors, 429 and 5xx; a Retry-After is waited for where the 15 s allow it (else: `OrchestratorBusy`).
 
     :param base_url: scheme, host and port.
     :param token: the bearer token.
@@ -524,9 +536,14 @@ class HttpOrchestrator:
         self, method: str, path: str, *, accept: int | None = None, **request: Any
     ) -> httpx.Response:
         where = f"{method} {self.url}{path}"
+        give_up = time.monotonic() + _TRIES_S
         try:
             for attempt in stamina.retry_context(
-                on=_may_heal, attempts=6, timeout=15.0, wait_initial=0.2, wait_max=3.0
+                on=lambda error: _may_heal(error, give_up),
+                attempts=6,
+                timeout=_TRIES_S,
+                wait_initial=0.2,
+                wait_max=3.0,
             ):
                 with attempt:
                     response = self._client.request(method, path, **request)
@@ -554,6 +571,12 @@ class HttpOrchestrator:
             return OrchestratorUnauthorized(
                 f"{said} Put the orchestrator's token into the password of the {self._connection}."
             )
+        after_s = _retry_after_s(response)
+        if status == HTTPStatus.TOO_MANY_REQUESTS or (
+            status == HTTPStatus.SERVICE_UNAVAILABLE and after_s is not None
+        ):
+            when = "later" if after_s is None else f"in {after_s:.0f} s"
+            return OrchestratorBusy(f"{said} It asks to be tried again {when}.", after_s)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return OrchestratorUnreachable(f"{said} Its log says why; a later try may help.")
         if status == HTTPStatus.CONFLICT and "/routing/" in where:
@@ -589,7 +612,28 @@ def _replay_document(replay: Replay) -> dict[str, Any]:
     return {"correlation_id": replay.correlation_id, "key": replay.key, "overrides": overrides}
 
 
-def _may_heal(error: Exception) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, httpx.TransportError)
+def _may_heal(error: Exception, give_up: float) -> bool | float:
+    """Whether another try may help, or in how many seconds the next one is to be; none past ``give_up`` (monotonic)."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return isinstance(error, httpx.TransportError)
+    status = error.response.status_code
+    if status != HTTPStatus.TOO_MANY_REQUESTS and status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return False
+    after_s = _retry_after_s(error.response)
+    if after_s is None:
+        return True
+    return after_s if time.monotonic() + after_s < give_up else False
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """The header Retry-After in seconds from now (RFC 9110: a number of them, or a date); None where it says nothing."""
+    said = response.headers.get("retry-after", "").strip()
+    if said.isascii() and said.isdigit():
+        return float(said[:9])
+    try:
+        at = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dlq import clock
@@ -10,7 +11,7 @@ from dlq.drain import Drain
 from dlq.errors import Overtaken
 from dlq.intake import Intake
 from dlq.ledger import jobs as ledger
-from dlq.orchestrator import Orchestrator
+from dlq.orchestrator import Orchestrator, OrchestratorBusy
 
 KNOWN = 0.8
 """A gate looks once this share of a step is known (DESIGN §7)."""
@@ -67,7 +68,10 @@ class Outcomes:
         until = min(deadline, time.monotonic() + self._drain.config.outcome.deadline)
         pause = _POLL_S
         while True:
-            tally = self.look(job_id, target, first, last, until)
+            try:
+                tally = self.look(job_id, target, first, last, until)
+            except OrchestratorBusy as busy:
+                tally, pause = self._known(job_id, first, last), max(pause, busy.retry_after_s or 0.0)
             if tally.known >= share or time.monotonic() >= until:
                 return tally
             time.sleep(min(pause, max(0.0, until - time.monotonic())))
@@ -81,6 +85,34 @@ class Outcomes:
             self._observe(job_id, target, first, last, deadline)
         else:
             self._await_digestion(job_id, target, first, last, deadline)
+        return self._known(job_id, first, last)
+
+    def glance(self, job_id: str, target: str, first: int, last: int, deadline: float) -> Tally:
+        """What is known so far, without a wait: what the consuming group has passed and what did not come back yet
+        counts as confirmed here, but is not settled.
+        """
+        drain = self._drain
+        if self._orchestrator is not None:
+            with suppress(OrchestratorBusy):  # the step's end waits for it
+                self._ask(self._orchestrator, job_id, first, last, deadline)
+            return self._known(job_id, first, last)
+        # The position first: a dead letter is written before it is passed.
+        progress = drain.target.progress(target) if drain.target.transactional else None
+        self._take(deadline)
+        known = self._known(job_id, first, last)
+        with drain.ledger.read() as tx:
+            passed = ledger.passed_below(tx, job_id, first, last, progress) if progress else 0
+        unsettled = min(known.awaited, max(0, passed - known.confirmed - known.returned))
+        return Tally(known.confirmed + unsettled, known.returned, known.awaited - unsettled)
+
+    def lag(self, target: str) -> int | None:
+        """How many records the consuming group is behind on the target; None where no group tells."""
+        if not self._drain.target.transactional or (progress := self._drain.target.progress(target)) is None:
+            return None
+        ends = self._drain.target.ends(target)
+        return sum(max(0, end - progress[part]) for part, end in ends.items() if part in progress)
+
+    def _known(self, job_id: str, first: int, last: int) -> Tally:
         with self._drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, first, last)
         return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))

@@ -12,6 +12,12 @@ CANARY = (1, 5, 20)
 BURST = 0.5
 """Below this success of a step there is nothing to learn from a smaller one: the job stops."""
 
+TELLING = 20
+"""Fewer outcomes than these make no burst in the middle of a step."""
+
+LOOK = (500, 10_000)
+"""Entries between two looks within a step: the first so many, twice as many each time, these at most."""
+
 
 @dataclass
 class Pacer:
@@ -37,6 +43,19 @@ class Pacer:
     def size(self) -> int:
         """How many entries the next step sends."""
         return self._size
+
+    @property
+    def looks(self) -> Iterator[int]:
+        """After how many entries each a step is looked at before it is over."""
+        size, most = LOOK
+        while True:
+            yield min(size, most)
+            size *= 2
+
+    def bursts(self, confirmed: int, returned: int) -> bool:
+        """Whether so much of a step has come back already that no more of it may go."""
+        known = confirmed + returned
+        return known >= TELLING and confirmed < BURST * known
 
     def judge(self, success: float | None) -> str | None:
         """Take a step's success (None: nothing known); returns why the job must stop, or None to go on."""

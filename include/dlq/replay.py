@@ -12,14 +12,14 @@ from sqlalchemy import ColumnElement, and_, func, select, update
 from dlq import expiry, limits, rehearsal
 from dlq import plan as planning
 from dlq.drain import Drain
-from dlq.errors import NotFound
+from dlq.errors import NotFound, Refused
 from dlq.intake import Intake
 from dlq.ledger import duplicates
 from dlq.ledger import jobs as ledger
 from dlq.ledger.schema import entry, job
 from dlq.outcome import KNOWN, Outcomes, Tally
 from dlq.pace import Pacer
-from dlq.sending import running
+from dlq.sending import Run, running
 
 Progress = Callable[[int, int], None]
 """Called with (sent, of)."""
@@ -27,8 +27,12 @@ Progress = Callable[[int, int], None]
 _LAST_WORD_S = 15.0
 """How long a job's end waits for the outcomes still under way; later ones are settled by the next stage or drain."""
 
+_LAG_POLL_S = 0.5
+
 _REST = {
     "gate_failed": "gate_failed",
+    "burst_of_returns": "gate_failed",
+    "consumers_lag": "consumers_lag",
     "no_outcome": "outcome_unknown",
     "deadline": "ready",
     "paused": "ready",
@@ -75,6 +79,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     """Send a job to its end in steps, each followed by its gate; ``deadline`` is monotonic.
 
     :raises Fenced: when a newer try or drain took over.
+    :raises Refused: when nothing may be replayed now (:func:`dlq.limits.forbids`); nothing of it was sent.
     """
     outcomes = Outcomes(drain)
     with drain.ledger.read() as tx:
@@ -84,8 +89,9 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
             counts = ledger.outcomes(tx, job_id, 0, found.size)
         tally = Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
         return Ran(job_id, _sent(tally), 0, tally, found.ended or "done")
-    limits = drain.config.limits
-    pacer = Pacer(limits.batch, limits.gate, canary=found.canary)
+    if found.kind == "replay" and (why := limits.forbids(drain)) is not None:
+        raise Refused(f"queue {drain.queue}: job {job_id} is not sent: {why}; its entries stay in custody")
+    pacer = Pacer(drain.config.limits.batch, drain.config.limits.gate, canary=found.canary)
     ended: str | None = None
     with running(drain, job_id) as run:
         if not outcomes.consumed(run.job.target):
@@ -95,9 +101,12 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
             ended = _judged(pacer, tally, last=run.cursor == run.job.size)
         while ended is None and run.cursor < run.job.size:
             first = run.cursor
-            last = run.send(first + pacer.size, deadline)
+            ended = _step(drain, run, outcomes, pacer, deadline)
+            last = run.cursor
             if progress is not None:
                 progress(last, run.job.size)
+            if ended is not None:
+                break
             tally = outcomes.wait(job_id, run.job.target, first, last, deadline)
             ended = _judged(pacer, tally, last=last == run.job.size)
             if ended is None and run.cursor < run.job.size and time.monotonic() >= deadline:
@@ -113,6 +122,46 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
         duplicates.settle(tx, drain.queue, drain.id)
     return done
+
+
+def _step(drain: Drain, run: Run, outcomes: Outcomes, pacer: Pacer, deadline: float) -> str | None:
+    """Send one step, looking at what is known of it on the way; returns why the job must stop in its middle.
+
+    No more is sent than leaves the consumers ``limits.lag`` behind.
+    """
+    job, first, until = run.job, run.cursor, min(run.cursor + pacer.size, run.job.size)
+    room = 0
+    for look in pacer.looks:
+        sent = run.cursor
+        while run.cursor < min(sent + look, until):
+            if room <= 0 and (room := _room(drain, job.target, outcomes, deadline)) <= 0:
+                return "consumers_lag"
+            before = run.cursor
+            room -= run.send(min(sent + look, until, before + room), deadline) - before
+            if run.cursor == before:  # the deadline, or a person's pause
+                return None
+        if run.cursor >= until:
+            return None
+        tally = outcomes.glance(job.id, job.target, first, run.cursor, deadline)
+        if pacer.bursts(tally.confirmed, tally.returned):
+            return "burst_of_returns"
+    return None
+
+
+def _room(drain: Drain, target: str, outcomes: Outcomes, deadline: float) -> int:
+    """How many entries may go until the consumers' lag is to be looked at again; waits while it is too great, 0 where
+    that did not help.
+    """
+    until = min(deadline, time.monotonic() + drain.config.outcome.deadline)
+    most = drain.config.limits.lag
+    while (lag := outcomes.lag(target)) is not None and lag >= most:
+        if time.monotonic() >= until:
+            drain.note(
+                "replay", f"the consumers of {target} are {lag} behind, limits.lag is {most}", level="warning"
+            )
+            return 0
+        time.sleep(_LAG_POLL_S)
+    return most - (lag or 0)
 
 
 def _sent(tally: Tally) -> int:

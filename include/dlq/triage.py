@@ -81,6 +81,7 @@ def assign(drain: Drain) -> dict[str, Any]:
                     "canary_failed",
                     "outcome_unknown",
                     "nobody_consumes",
+                    "consumers_lag",
                     "approval_expired",
                     "earlier_entry_of_key",
                 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +22,14 @@ from dlq.orchestrator import (
     CapabilityMissing,
     ContractBroken,
     HttpOrchestrator,
+    OrchestratorBusy,
     OrchestratorError,
     OrchestratorUnauthorized,
     OrchestratorUnreachable,
 )
 
-Answer = tuple[int, Any]
+Answer = tuple[Any, ...]
+"""Status, body, headers."""
 
 ALL = (200, {"version": "1.4", "levels": ["outcome", "routing", "quotas", "a-later-level"]})
 
@@ -51,10 +55,12 @@ def serve() -> Iterator[Callable[..., tuple[str, list[str]]]]:
                 what = f"{self.command} {self.path.split('?')[0]}"
                 asked.append(what)
                 found = answers[what]
-                status, body = found.pop(0) if isinstance(found, list) else found
+                status, body, *headers = found.pop(0) if isinstance(found, list) else found
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
+                for name, value in headers:
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data)
 
@@ -82,6 +88,49 @@ def test_a_server_error_is_tried_again(serve):
     with HttpOrchestrator(url, "t") as orchestrator:
         assert orchestrator.success_rate(60).rate == 0.75
     assert asked == ["GET /capabilities", *["GET /v1/success-rate"] * 3]
+
+
+def test_an_orchestrator_that_asks_for_less_is_asked_again_when_it_says(serve, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=5), usegmt=True)
+    url, asked = serve(
+        {
+            "GET /capabilities": [
+                (429, {}, ("retry-after", "2")),
+                (503, {}, ("retry-after", soon)),
+                (429, {}, ("retry-after", "soon")),
+                ALL,
+            ]
+        }
+    )
+    stamina.set_testing(False)
+    with HttpOrchestrator(url, "t") as orchestrator:
+        assert "outcome" in orchestrator.capabilities()
+    assert len(asked) == 4
+    assert waits[0] == 2.0
+    assert 3.0 < waits[1] <= 5.0
+    assert waits[2] <= 3.0 + 1.0, "what can't be read is waited for as if nothing was said"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "after", "tries"),
+    [
+        (429, [("retry-after", "3600")], 3600.0, 1),
+        (503, [("retry-after", "3600")], 3600.0, 1),
+        (429, [("retry-after", "0")], 0.0, 3),
+        (429, [], None, 3),
+    ],
+)
+def test_an_orchestrator_that_stays_busy_is_left_alone_and_says_for_how_long(
+    serve, status, headers, after, tries
+):
+    url, asked = serve({"GET /capabilities": (status, {"detail": "too many"}, *headers)})
+    with HttpOrchestrator(url, "t") as orchestrator:
+        with pytest.raises(OrchestratorBusy, match=f"{status}, too many. It asks to be tried again") as busy:
+            orchestrator.capabilities()
+    assert busy.value.retry_after_s == after
+    assert len(asked) == tries
 
 
 def test_server_errors_without_end_give_up_and_say_where(serve):

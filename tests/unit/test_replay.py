@@ -13,7 +13,7 @@ from tests.memory_rig import TOPIC, Killed, MemoryRig, Tripwire, wire
 from dlq import plan, replay
 from dlq.drain import Drain, dry
 from dlq.entry import Record
-from dlq.errors import Fenced
+from dlq.errors import Fenced, Refused
 from dlq.intake import take_custody
 from dlq.jobs import JobRun
 from dlq.ledger import jobs as ledger
@@ -57,14 +57,73 @@ def steps(queue: MemoryRig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_canary_then_batches_that_double(queue: MemoryRig, steps: list[int]) -> None:
     queue.consumer()
-    drain = queue.taken(26 + 100 + 200 + 30)
+    drain = queue.taken(26 + 100 + 200 + 400)
     said = replay_canary(drain, STAGE, 60)
     assert (said["passed"], said["gate"], len(said["jobs"])) == (True, 1.0, 1)
     assert steps == [1, 5, 20]
     done = replay_batches(drain, said["jobs"][0], 60)
     assert steps[3:] == [100, 200, 400]
-    assert (done["sent"], done["confirmed"], done["ended"]) == (330, 330, "done")
-    assert queue.states() == {"confirmed": 356}
+    assert (done["sent"], done["confirmed"], done["ended"]) == (700, 700, "done")
+    assert queue.states() == {"confirmed": 726}
+    queue.check()
+
+
+def test_a_burst_of_returns_stops_a_job_in_the_middle_of_a_step(make_queue: Make) -> None:
+    queue = make_queue(limits={"batch": 5_000})
+    queue.begin()
+    drain = queue.taken(5_200)
+    (job,) = plan.make(drain, STAGE, plan.ready(drain), who="w", saw="s", canary=False)
+    queue.consumer(lambda _: True)
+    done = replay_batches(drain, job.id, 60)
+    assert (done["sent"], done["returned"], done["ended"]) == (500, 500, "burst_of_returns")
+    assert queue.reasons() == {"gate_failed": 4_700, "returned": 500}
+    assert "stopped: burst of returns" in queue.one("SELECT text FROM event WHERE stage = 'replay_batches'")
+    queue.check()
+
+
+def test_a_few_returns_in_the_middle_of_a_step_are_its_gates_to_judge(make_queue: Make) -> None:
+    queue = make_queue(limits={"batch": 1_000})
+    queue.begin()
+    drain = queue.taken(1_000)
+    (job,) = plan.make(drain, STAGE, plan.ready(drain), who="w", saw="s", canary=False)
+    queue.consumer(fails(b"3", b"7"))
+    done = replay_batches(drain, job.id, 60)
+    assert (done["sent"], done["confirmed"], done["returned"]) == (1_000, 800, 200)
+    queue.check()
+
+
+def test_consumers_that_lag_are_sent_no_more_than_the_bound_and_the_next_drain_goes_on(
+    make_queue: Make,
+) -> None:
+    queue = make_queue(limits={"batch": 1_000, "lag": 100}, outcome={"deadline": "50ms", "grace": 0})
+    queue.begin()
+    queue.topics.positions[TOPIC] = {0: 0, 1: 0}
+    drain = queue.taken(400)
+    (job,) = plan.make(drain, STAGE, plan.ready(drain), who="w", saw="s", canary=False)
+    done = replay_batches(drain, job.id, 60)
+    assert (done["sent"], done["ended"]) == (100, "consumers_lag")
+    assert queue.reasons() == {"consumers_lag": 300}
+    said = queue.one("SELECT text FROM event WHERE stage = 'replay'")
+    assert said == f"the consumers of {TOPIC} are 102 behind, limits.lag is 100", (
+        "a marker in each partition counts"
+    )
+    queue.release(drain)
+    queue.consumer()
+    drain_remaining(queue.taken(run="r2"), 60)
+    assert queue.states() == {"confirmed": 400}
+    queue.check()
+
+
+def test_a_job_is_not_sent_where_the_guard_forbids_it_whoever_planned_it(queue: MemoryRig) -> None:
+    queue.consumer()
+    drain = queue.taken(30)
+    (job,) = plan.make(drain, STAGE, plan.ready(drain), who="w", saw="s", canary=False)
+    drain.note("guard_data_loss", "over", next="invoke_dr_plan")
+    with pytest.raises(Refused, match=r"job .* is not sent: more is outstanding than limits\.dr"):
+        run_job(drain, job.id, time.monotonic() + 60)
+    assert queue.delivered() == []
+    drain.note("approve_dr", "yes", choice="Approve")
+    assert run_job(drain, job.id, time.monotonic() + 60).sent == 30
     queue.check()
 
 

@@ -48,6 +48,7 @@ _REASONS = {
     "canary_failed": "its canary failed",
     "outcome_unknown": "its job stopped: no outcome came in time",
     "nobody_consumes": "nobody consumes the target",
+    "consumers_lag": "the target's consumers lag too far behind",
     "target_not_allowed": "its origin names no allowed target",
     "unrepresentable_headers": "has headers a client cannot represent",
 }
