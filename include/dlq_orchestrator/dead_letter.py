@@ -27,7 +27,6 @@ class KafkaRecord(Record):
     partition: int
     offset: int
     timestamp: int
-    key: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

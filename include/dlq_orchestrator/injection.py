@@ -7,46 +7,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
-from dlq_orchestrator.failures import (
-    MemoryQuotaExceeded,
-    PluginCrashed,
-    PluginError,
-    PluginTimeout,
-    RateLimit,
-    ScopeViolation,
-    StepError,
-    TransientNetwork,
-)
-from dlq_orchestrator.workflow import Step
+from dlq_orchestrator import failures
+from dlq_orchestrator.failures import StepError
 
 Error = Literal[
-    "TransientNetwork",
-    "RateLimit",
-    "PluginTimeout",
-    "PluginCrashed",
-    "PluginError",
-    "MemoryQuotaExceeded",
-    "ScopeViolation",
+    "TransientNetwork", "RateLimit", "PluginTimeout", "ScopeViolation", "PluginError", "MemoryQuotaExceeded"
 ]
 
-_ERRORS: dict[str, type[StepError]] = {
-    kind.error_type: kind
-    for kind in (
-        TransientNetwork,
-        RateLimit,
-        PluginTimeout,
-        PluginCrashed,
-        PluginError,
-        MemoryQuotaExceeded,
-        ScopeViolation,
-    )
-}
+ERRORS: dict[str, type[StepError]] = {name: getattr(failures, name) for name in get_args(Error)}
 
 
 @dataclass(frozen=True, slots=True)
-class Injected:
+class InjectedFault:
     """A fault of a plugin's calls, or of one tool's. `share` of them fail; it ends by itself at `until` (epoch s)."""
 
     name: str
@@ -57,20 +31,20 @@ class Injected:
     until: float
 
 
-class Injection:
-    """The faults injected now. In memory: a restart ends them all."""
+class InjectedFaults:
+    """The faults injected now. In memory: a restart ends them all, so that none outlives whoever set it."""
 
     def __init__(self, random: Random, now: Callable[[], float] = time.time) -> None:
         self._random = random
         self._now = now
         self._lock = threading.Lock()
-        self._faults: dict[str, Injected] = {}
+        self._faults: dict[str, InjectedFault] = {}
 
     def put(
         self, name: str, plugin: str, tool: str | None, error: Error, share: float, seconds: float
-    ) -> Injected:
+    ) -> InjectedFault:
         """Set a fault, in place of one of the same name."""
-        fault = Injected(name, plugin, tool, error, share, self._now() + seconds)
+        fault = InjectedFault(name, plugin, tool, error, share, self._now() + seconds)
         with self._lock:
             self._faults[name] = fault
         return fault
@@ -80,17 +54,16 @@ class Injection:
         with self._lock:
             self._faults.pop(name, None)
 
-    def faults(self) -> list[Injected]:
+    def faults(self) -> list[InjectedFault]:
         """Those that have not ended."""
         with self._lock:
             self._faults = {name: fault for name, fault in self._faults.items() if fault.until > self._now()}
             return list(self._faults.values())
 
-    def strike(self, step: Step) -> None:
-        """:raises StepError: a fault hit this call."""
-        if not self._faults:
-            return
+    def pick(self, plugin: str, tool: str) -> str | None:
+        """The error this call shall fail with; None: it is let through."""
         for fault in self.faults():
-            mine = fault.plugin == step.plugin and fault.tool in (None, step.tool)
-            if mine and self._random.random() < fault.share:
-                raise _ERRORS[fault.error](f"injected into {step.component}: {fault.error}")
+            hits = fault.plugin == plugin and fault.tool in (None, tool)
+            if hits and self._random.random() < fault.share:
+                return fault.error
+        return None

@@ -15,13 +15,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetterWriter
+from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.kafka_consumer import KafkaConsumer
-from dlq_orchestrator.origin import CannotStart, NotSubmitted, Origin, Place
-from dlq_orchestrator.replays import Outgoing, Replays
+from dlq_orchestrator.origin import CannotStart, NotSubmitted, Origin, Outgoing, Place
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
-from dlq_orchestrator.workflow import Headers
 
 _log = structlog.get_logger()
 
@@ -51,8 +50,6 @@ def kafka_origin(
     producer = clients.producer()
     _require_topics(settings, producer)
     routing = Routing(store)
-    inlet = KafkaInlet(clients.producer(), settings.origin_topic)
-    replays = Replays(store, inlet)
     consumer = KafkaConsumer(
         clients.consumer,
         settings.origin_topic,
@@ -61,11 +58,10 @@ def kafka_origin(
         safety,
         calls,
         routing,
-        replays,
         DeadLetterWriter(producer, settings.dlq_topic),
         store,
     )
-    return Origin(consumer, inlet, routing, replays)
+    return Origin(consumer, KafkaInlet(clients.producer(), settings.origin_topic), routing)
 
 
 class KafkaInlet:
@@ -78,49 +74,53 @@ class KafkaInlet:
         self._producer = producer
         self._topic = topic
 
-    def put(self, document: bytes, correlation_id: str, traceparent: str | None) -> Place:
-        """
-        :raises NotSubmitted: no acknowledgement.
-        """
-        key = correlation_id.encode()
-        headers: Headers = [("correlation-id", key)]
-        if traceparent:
-            headers.append(("traceparent", traceparent.encode()))
-        [report] = self._reports([Outgoing(key, document, headers)])
-        if isinstance(report, str):
-            raise NotSubmitted(f"{self._topic}: {report}")
-        return Place(self._topic, cast(int, report.partition()), cast(int, report.offset()))
+    def put(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
+        found = self._produce(records)
+        # the broker refuses a whole batch for one record in it; alone, only that record's size counts
+        if len(records) > 1:
+            for place, each in enumerate(found):
+                if isinstance(each, DataCorruption):
+                    [found[place]] = self._produce([records[place]])
+        return found
 
-    def produce(self, records: Sequence[Outgoing]) -> list[str | None]:
-        """Put records in; for each None, once it is acknowledged, or why it was not."""
-        return [report if isinstance(report, str) else None for report in self._reports(records)]
-
-    def _reports(self, records: Sequence[Outgoing]) -> list[str | Message]:
+    def _produce(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
         deadline = time.monotonic() + _SUBMIT_S
-        reports: dict[int, str | Message] = {}
-        delivered = threading.Event()
+        found: dict[int, Place | NotSubmitted | DataCorruption] = {}
+        reported = threading.Event()
 
-        def report(place: int, error: KafkaError | None, message: Message) -> None:
-            reports[place] = error.str() if error is not None else message
-            if len(reports) == len(records):
-                delivered.set()
+        def report(number: int, error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                found[number] = Place(
+                    self._topic, cast(int, message.partition()), cast(int, message.offset())
+                )
+            else:
+                found[number] = self._refusal(error)
+            if len(found) == len(records):
+                reported.set()
 
-        for place, record in enumerate(records):
+        for number, record in enumerate(records):
             try:
                 self._producer.produce(
                     self._topic,
                     key=record.key,
                     value=record.value,
                     headers=list(record.headers),
-                    on_delivery=partial(report, place),
+                    on_delivery=partial(report, number),
                 )
             except KafkaException as error:
-                reports[place] = error.args[0].str()
+                found[number] = self._refusal(error.args[0])
+            except BufferError:
+                found[number] = NotSubmitted(f"{self._topic}: too much is on its way there")
         self._producer.flush(_SUBMIT_S)
-        if len(reports) < len(records):  # another thread's flush may run our reports
-            delivered.wait(max(0.1, deadline - time.monotonic()))
-        late = f"no acknowledgement within {_SUBMIT_S:.0f} s"
-        return [reports.get(place, late) for place in range(len(records))]
+        if len(found) < len(records):  # another thread's flush may run our reports
+            reported.wait(max(0.1, deadline - time.monotonic()))
+        late = NotSubmitted(f"{self._topic} did not acknowledge within {_SUBMIT_S:.0f} s")
+        return [found.get(number, late) for number in range(len(records))]
+
+    def _refusal(self, error: KafkaError) -> NotSubmitted | DataCorruption:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return DataCorruption(f"{self._topic} takes no record of that size")
+        return NotSubmitted(f"{self._topic}: {error.str()}")
 
 
 class _Clients:

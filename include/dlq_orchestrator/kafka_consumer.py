@@ -17,7 +17,6 @@ from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.dead_letter import DeadLetter, DeadLetterWriter, KafkaRecord, dead_letter
 from dlq_orchestrator.origin import ConsumerFailed
-from dlq_orchestrator.replays import Replays
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
@@ -60,7 +59,6 @@ class KafkaConsumer:
         safety: WorkflowSafety,
         calls: PluginCalls,
         routing: Routing,
-        replays: Replays,
         writer: DeadLetterWriter,
         store: Store,
     ) -> None:
@@ -71,7 +69,6 @@ class KafkaConsumer:
         self._safety = safety
         self._calls = calls
         self._routing = routing
-        self._replays = replays
         self._writer = writer
         self._store = store
         self._loop = asyncio.Runner()
@@ -152,7 +149,6 @@ class KafkaConsumer:
             too_large = [letters[place] for place in self._writer.write(letters)]
             with self._store.transaction() as db:
                 self._safety.record(db, runs)
-                self._replays.keep(db, records, runs)
                 self._routing.hold(db, held)
                 self._routing.hold(db, too_large, undeliverable=True)
                 self._calls.save_counts(db)

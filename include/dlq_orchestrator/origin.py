@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
+from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.routing import Routing
-
-if TYPE_CHECKING:
-    from dlq_orchestrator.replays import Replays
+from dlq_orchestrator.workflow import Headers
 
 
 class CannotStart(Exception):
@@ -58,21 +57,30 @@ class Consumer(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Inlet(Protocol):
-    """The way in, for workflows that are submitted by HTTP."""
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to be put into the origin. `types`: of those headers that are no strings, where the origin tells."""
 
-    def put(self, document: bytes, correlation_id: str, traceparent: str | None) -> Place:
-        """
-        :raises NotSubmitted: no acknowledgement.
-        :raises DataCorruption: the origin takes no such text.
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    types: Mapping[str, str] = field(default_factory=dict)
+
+
+class Inlet(Protocol):
+    """The way in, for what is submitted or replayed by HTTP. May be used by many threads."""
+
+    def put(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
+        """Put records in; for each where it lies, once that is acknowledged, or why it doesn't.
+
+        `DataCorruption`: the origin will never take it.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The parts that differ by kind. `routing`, `replays`: None where records are the queue's to hold and hand out."""
+    """The parts that differ by kind. `routing`: None where failing records can't be held back."""
 
     consumer: Consumer
     inlet: Inlet
-    routing: Routing | None = None
-    replays: Replays | None = None
+    routing: Routing | None

@@ -21,10 +21,11 @@ from dlq_orchestrator.core.workflow_safety import KEEP_S, WorkflowSafety
 from dlq_orchestrator.http.app import create_app
 from dlq_orchestrator.http.idempotency import Idempotency
 from dlq_orchestrator.http.parts import Parts
-from dlq_orchestrator.injection import Injection
+from dlq_orchestrator.injection import InjectedFaults
 from dlq_orchestrator.kafka import KafkaSettings, kafka_origin
 from dlq_orchestrator.origin import CannotStart, Origin
 from dlq_orchestrator.plugins import MANIFESTS, TOOLS
+from dlq_orchestrator.replays import Replays
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.sqs_consumer import SqsConsumer
 from dlq_orchestrator.sqs_queue import SqsQueue, SqsSettings
@@ -70,8 +71,8 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
     registry = Registry(store, MANIFESTS)
     safety = WorkflowSafety(store, settings.keep_s)
     sandbox = PluginSandbox(TOOLS, settings.time_limit_s)
-    injection = Injection(Random()) if settings.fault_injection else None  # noqa: S311 - which calls fail
-    calls = PluginCalls(registry, limiter, sandbox, CircuitPolicy(), injection)
+    faults = InjectedFaults(Random()) if settings.fault_injection else None  # noqa: S311 - which calls fail
+    calls = PluginCalls(registry, limiter, sandbox, CircuitPolicy(), faults)
     runner = Runner(
         calls,
         safety,
@@ -81,7 +82,7 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
     )
     if isinstance(settings.origin, SqsSettings):
         queue = SqsQueue(settings.origin)
-        origin = Origin(SqsConsumer(queue, runner, safety, calls, store), queue)
+        origin = Origin(SqsConsumer(queue, runner, safety, calls, store), queue, routing=None)
     else:
         origin = kafka_origin(settings.origin, store, runner, safety, calls)
     parts = Parts(
@@ -91,8 +92,8 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
         registry=registry,
         calls=calls,
         routing=origin.routing,
-        replays=origin.replays,
-        injection=injection,
+        replays=Replays(store, origin.inlet),
+        faults=faults,
         submission=Submission(origin.inlet, safety),
         idempotency=Idempotency(store),
         consumer=origin.consumer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,21 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dlq_orchestrator.failures import DataCorruption
-from dlq_orchestrator.origin import CannotStart, ConsumerFailed, NotSubmitted, Place
+from dlq_orchestrator.origin import CannotStart, ConsumerFailed, NotSubmitted, Outgoing, Place
 from dlq_orchestrator.workflow import Headers, Record
 
 _log = structlog.get_logger()
 
 AT_ONCE = 10
 """Messages in one call, at most: SQS's own limit."""
+
+_ATTRIBUTES = 10
+_SENDERS = 8
+_STRING = "String"
+
+# what a Kafka header after `dlq-` is called in the attribute, and which are numbers there
+_FIELDS = {"retry-count": "retry", "original-timestamp": "ts"}
+_COUNTS = ("ordinal", "retry-count", "original-timestamp")
 
 _MISSING = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist")
 _DENIED = ("AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException")
@@ -143,26 +152,28 @@ class SqsQueue:
         ]
         self._change(self._client.change_message_visibility_batch, entries, "not given back")
 
-    def put(self, document: bytes, correlation_id: str, traceparent: str | None) -> Place:
-        """
-        :raises NotSubmitted: no acknowledgement.
-        :raises DataCorruption: the queue takes no such text.
-        """
-        headers = {"correlation-id": correlation_id} | ({"traceparent": traceparent} if traceparent else {})
+    def put(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
+        with ThreadPoolExecutor(_SENDERS, thread_name_prefix="sender") as senders:
+            return list(senders.map(self._send, records))
+
+    def _send(self, record: Outgoing) -> Place | NotSubmitted | DataCorruption:
+        attributes = _attributes(record)
+        if not record.value or len(attributes) > _ATTRIBUTES:
+            return DataCorruption(
+                f"{self.name} takes no empty message, nor one of over {_ATTRIBUTES} attributes"
+            )
         try:
             sent = self._client.send_message(
-                QueueUrl=self.url,
-                MessageBody=document.decode(),
-                MessageAttributes={
-                    name: {"DataType": "String", "StringValue": value} for name, value in headers.items()
-                },
+                QueueUrl=self.url, MessageBody=record.value.decode(), MessageAttributes=attributes
             )
+        except UnicodeDecodeError:
+            return DataCorruption(f"{self.name} takes text only")
         except ClientError as error:
             if _code(error) in _REFUSED:
-                raise DataCorruption(f"{self.name} takes no such message: {_code(error)}") from None
-            raise NotSubmitted(f"{self.name}: {_code(error)}") from None
+                return DataCorruption(f"{self.name} takes no such message: {_code(error)}")
+            return NotSubmitted(f"{self.name}: {_code(error)}")
         except BotoCoreError as error:
-            raise NotSubmitted(f"{self.name}: {error}") from None
+            return NotSubmitted(f"{self.name}: {error}")
         return Place(queue=self.name, message_id=sent["MessageId"])
 
     def _change(self, call: Any, entries: list[dict[str, Any]], what: str) -> None:
@@ -182,8 +193,11 @@ def record_of(message: dict[str, Any]) -> SqsRecord:
     makes the message an ordinary one.
     """
     headers: Headers = []
+    types: dict[str, str] = {}
     for name, attribute in message.get("MessageAttributes", {}).items():
         value = attribute.get("BinaryValue")
+        if attribute["DataType"] != _STRING:
+            types[name] = attribute["DataType"]
         headers.append((name, _bytes(attribute["StringValue"]) if value is None else value))
         if name == "dlq" and value is None:
             headers += _of_replay(attribute["StringValue"])
@@ -191,6 +205,7 @@ def record_of(message: dict[str, Any]) -> SqsRecord:
         message["MessageId"],
         _bytes(message["Body"]),
         headers,
+        types=types,
         receipt=message["ReceiptHandle"],
         receives=int(message["Attributes"]["ApproximateReceiveCount"]),
     )
@@ -207,6 +222,28 @@ def _of_replay(text: str) -> Headers:
     if replay.retry is not None:
         headers.append(("dlq-retry-count", str(replay.retry).encode()))
     return headers
+
+
+def _attributes(record: Outgoing) -> dict[str, dict[str, Any]]:
+    """A record's headers as attributes, those of a replay (`dlq-…`) in one: a message has ten at most."""
+    attributes: dict[str, dict[str, Any]] = {}
+    ours: dict[str, str | int] = {}
+    for name, value in record.headers:
+        if name.startswith("dlq-"):
+            field, text = name.removeprefix("dlq-"), (value or b"").decode()
+            count = field in _COUNTS and text.isdigit() and len(text) < 18
+            ours[_FIELDS.get(field, field)] = int(text) if count else text
+        elif name != "dlq" and value:
+            kind = record.types.get(name, _STRING)
+            content = {"BinaryValue": value} if kind.startswith("Binary") else {"StringValue": _text(value)}
+            attributes[name] = {"DataType": kind, **content}
+    if ours:
+        attributes["dlq"] = {"DataType": _STRING, "StringValue": msgspec.json.encode(ours).decode()}
+    return attributes
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="surrogatepass")
 
 
 def _bytes(text: str) -> bytes:

@@ -26,14 +26,16 @@ CREATE TABLE IF NOT EXISTS step (
   state TEXT NOT NULL CHECK (state IN ('succeeded', 'failed')), attempts INTEGER NOT NULL, output TEXT,
   input TEXT, PRIMARY KEY (correlation_id, name)
 ) WITHOUT ROWID;
--- what came of a workflow that has not succeeded, to be run again
+-- what a workflow that has not succeeded came as, to be replayed
 CREATE TABLE IF NOT EXISTS record (
-  correlation_id TEXT PRIMARY KEY, key BLOB, value BLOB, headers BLOB NOT NULL
-) WITHOUT ROWID;
+  correlation_id TEXT PRIMARY KEY, key BLOB, value BLOB, headers BLOB NOT NULL, types BLOB NOT NULL
+);
+-- replays that the origin has
 CREATE TABLE IF NOT EXISTS replay (
-  key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, retry_count INTEGER NOT NULL, at INTEGER NOT NULL
+  key TEXT PRIMARY KEY, correlation_id TEXT NOT NULL, retry_count INTEGER NOT NULL, at INTEGER NOT NULL, person TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS replay_of ON replay (correlation_id, at);
+CREATE INDEX IF NOT EXISTS replay_at ON replay (at);
 CREATE TABLE IF NOT EXISTS override (
   id INTEGER PRIMARY KEY, correlation_id TEXT NOT NULL, step TEXT NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('input', 'output')), document TEXT NOT NULL,
@@ -86,7 +88,7 @@ CREATE TABLE IF NOT EXISTS idempotency (
 """
 
 
-_VERSION = 2
+_VERSION = 3
 
 
 class StateInUse(Exception):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
-from dlq_orchestrator.origin import Inlet, Place
-from dlq_orchestrator.workflow import parse_workflow
+from dlq_orchestrator.origin import Inlet, Outgoing, Place
+from dlq_orchestrator.workflow import Headers, parse_workflow
 
 
 class Submission:
@@ -16,10 +16,16 @@ class Submission:
 
     def submit(self, document: bytes, traceparent: str | None) -> Place:
         """
-        :raises DataCorruption: the document is not a workflow.
+        :raises DataCorruption: the document is not a workflow, or the origin takes no such text.
         :raises NotSubmitted: no acknowledgement.
         """
         workflow = parse_workflow(document)
-        place = self._inlet.put(document, workflow.correlation_id, traceparent)
+        key = workflow.correlation_id.encode()
+        headers: Headers = [("correlation-id", key)]
+        if traceparent:
+            headers.append(("traceparent", traceparent.encode()))
+        [place] = self._inlet.put([Outgoing(key, document, headers)])
+        if not isinstance(place, Place):
+            raise place
         self._safety.expect(workflow.correlation_id, workflow.workflow)
         return place

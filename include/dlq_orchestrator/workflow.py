@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -89,12 +90,17 @@ def parse_workflow(value: bytes | None) -> Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of the origin, its bytes as they came. `place` is its name among all the origin's records."""
+    """One record of the origin, its bytes as they came. `place` is its name among all the origin's records.
+
+    :param types: of those headers that are no strings, where the origin tells.
+    """
 
     place: str
     value: bytes | None
     headers: Headers
     headers_broken: bool = False
+    key: bytes | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, name: str) -> str | None:
         """The last header of that name as text; None where it is absent, empty or not printable text."""

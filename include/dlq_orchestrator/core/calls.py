@@ -18,7 +18,7 @@ from dlq_orchestrator.failures import (
     StepError,
     TransientNetwork,
 )
-from dlq_orchestrator.injection import Injection
+from dlq_orchestrator.injection import ERRORS, InjectedFaults
 from dlq_orchestrator.workflow import Call, Step
 
 # what a plugin that is down does; one that answers, with whatever error, is up
@@ -29,7 +29,7 @@ class PluginCalls:
     """Calls plugins for the runner.
 
     :param circuits: when a plugin's circuit opens.
-    :param injection: faults to inject, if it was started for that.
+    :param faults: to be injected, if it was started for that.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class PluginCalls:
         limiter: RateLimiter,
         sandbox: PluginSandbox,
         circuits: CircuitPolicy,
-        injection: Injection | None = None,
+        faults: InjectedFaults | None = None,
     ) -> None:
         self._registry = registry
         self._limiter = limiter
         self._sandbox = sandbox
-        self._injection = injection
+        self._faults = faults
         self._circuits = {plugin.name: Circuit(circuits) for plugin in registry.plugins()}
 
     def has_effect(self, step: Step) -> bool:
@@ -74,8 +74,8 @@ class PluginCalls:
                     f"the circuit of {step.plugin} is open: retry after {wait_s * 1000:.0f} ms", wait_s
                 )
             try:
-                if self._injection is not None:
-                    self._injection.strike(step)
+                if self._faults is not None and (error := self._faults.pick(step.plugin, step.tool)):
+                    raise ERRORS[error](f"injected into {step.component}: {error}")
                 call = Call(step, effect_key, plugin.version, plugin.scopes)
                 output = await self._sandbox.call(call, count, memory_mb)
             except _DOWN:

@@ -16,6 +16,9 @@ from dlq_orchestrator.workflow import Record, Run
 KEEP_S = 30 * 86400.0
 """Twice as long as SQS keeps a message at most."""
 
+# the contract's: a key that was accepted is accepted again for so long, and put in no more
+_REPLAY_KEY_MS = 86_400_000
+
 # forgotten with each batch, at most: more than a batch adds
 _FORGET_AT_ONCE = 2000
 
@@ -92,7 +95,7 @@ class WorkflowSafety:
         Success is final: what failed under the same ids afterwards was another try of something done.
         """
         now = self._store.now_ms()
-        self._forget(db, now - self._keep_ms)
+        self._forget(db, now)
         db.executemany(
             "INSERT INTO workflow VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (correlation_id) DO UPDATE SET workflow = coalesce(excluded.workflow, workflow),"
@@ -159,14 +162,29 @@ class WorkflowSafety:
                 if run.record.replay_key
             ],
         )
+        self._keep(db, runs)
         db.executemany(
             "DELETE FROM claim WHERE key = ?",
             [(run.record.replay_key,) for run in runs if run.record.replay_key],
         )
 
     @staticmethod
-    def _forget(db: sqlite3.Connection, before: int) -> None:
+    def _keep(db: sqlite3.Connection, runs: list[Run]) -> None:
+        """Keep the records of what has not succeeded, to be replayed; in their order, as the newest counts."""
+        for run in runs:
+            record = run.record
+            if run.state == "succeeded":
+                db.execute("DELETE FROM record WHERE correlation_id = ?", [run.correlation_id])
+            elif not record.headers_broken:
+                headers, types = msgspec.msgpack.encode(record.headers), msgspec.json.encode(record.types)
+                db.execute(
+                    "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)",
+                    [run.correlation_id, record.key, record.value, headers, types],
+                )
+
+    def _forget(self, db: sqlite3.Connection, now: int) -> None:
         """Forget what is over and old, some at a time, in the caller's transaction."""
+        before = now - self._keep_ms
         old = "SELECT correlation_id FROM workflow WHERE changed_at < ? ORDER BY changed_at LIMIT ?"
         ids = json.dumps([row[0] for row in db.execute(old, [before, _FORGET_AT_ONCE])])
         for table in ("step", "effect", "record", "override", "workflow"):
@@ -177,7 +195,7 @@ class WorkflowSafety:
         for table in ("dedupe", "outcome", "claim", "replay"):
             db.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE at < ? LIMIT ?)",  # noqa: S608
-                [before, _FORGET_AT_ONCE],
+                [min(before, now - _REPLAY_KEY_MS) if table == "replay" else before, _FORGET_AT_ONCE],
             )
 
     def expect(self, correlation_id: str, workflow: str) -> None:

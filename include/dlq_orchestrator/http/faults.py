@@ -9,7 +9,8 @@ from fastapi import APIRouter, Depends, HTTPException, Path
 from dlq_orchestrator.http import models
 from dlq_orchestrator.http.parts import Parts, WithParts, require_token
 from dlq_orchestrator.http.problems import documented
-from dlq_orchestrator.injection import Injected, Injection
+from dlq_orchestrator.injection import InjectedFault, InjectedFaults
+from dlq_orchestrator.plugins import TOOLS
 
 faults = APIRouter(dependencies=[Depends(require_token)], tags=["faults"])
 
@@ -25,8 +26,11 @@ def list_faults(parts: WithParts) -> models.Faults:
 @faults.put("/v1/faults/{name}", responses=documented(404, 422))
 def put_fault(name: Name, new: models.NewFault, parts: WithParts) -> models.Fault:
     """Break a share of a plugin's calls for some time, in place of a fault of the same name."""
-    injection = _offered(parts)
-    return _fault(injection.put(name, new.plugin, new.tool, new.error, new.share, new.seconds))
+    injected = _offered(parts)
+    if not any(plugin == new.plugin and new.tool in (None, tool) for plugin, tool in TOOLS):
+        tools = ", ".join(f"{plugin}.{tool}" for plugin, tool in TOOLS)
+        raise HTTPException(422, f"no plugin has that tool; there are: {tools}")
+    return _fault(injected.put(name, new.plugin, new.tool, new.error, new.share, new.seconds))
 
 
 @faults.delete("/v1/faults/{name}", status_code=204, responses=documented(404, 422))
@@ -35,13 +39,13 @@ def end_fault(name: Name, parts: WithParts) -> None:
     _offered(parts).end(name)
 
 
-def _offered(parts: Parts) -> Injection:
-    if parts.injection is None:
+def _offered(parts: Parts) -> InjectedFaults:
+    if parts.faults is None:
         raise HTTPException(404, "no faults can be injected here: it was started without --fault-injection")
-    return parts.injection
+    return parts.faults
 
 
-def _fault(fault: Injected) -> models.Fault:
+def _fault(fault: InjectedFault) -> models.Fault:
     return models.Fault(
         name=fault.name,
         plugin=fault.plugin,

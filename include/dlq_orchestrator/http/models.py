@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dlq_orchestrator.injection import Error
+from dlq_orchestrator.replays import Refused
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 EpochMs = Annotated[int, Field(description="epoch milliseconds")]
 Level = Literal["outcome", "failures", "replay", "quotas", "plugins", "debugger", "routing", "faults"]
 Resource = Literal["memory_mb", "calls_per_s", "concurrency"]
-
-
 State = Literal["pending", "succeeded", "failed"]
 
 
@@ -111,13 +110,15 @@ class KnownReplay(BaseModel):
     key: str
     retry_count: int
     at: EpochMs
+    by: str | None = Field(description="the person in the debugger; null: `POST /v1/replays`")
 
 
 class KnownOverride(BaseModel):
     """A step's input or output that a person replaced."""
 
     step: str
-    kind: Literal["input", "output"]
+    input: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
     person: str
     reason: str
     at: EpochMs
@@ -136,7 +137,7 @@ class WorkflowState(BaseModel):
     )
     steps: list[WorkflowStep]
     failure: WorkflowFailure | None
-    replays: list[KnownReplay] = Field([], description="by `POST /v1/replays`, oldest first")
+    replays: list[KnownReplay] = Field([], description="oldest first")
     overrides: list[KnownOverride] = Field([], description="made in the debugger, oldest first")
 
 
@@ -188,12 +189,18 @@ class ReplayRequest(BaseModel):
 class ReplayQuery(BaseModel):
     replays: list[ReplayRequest] = Field(max_length=1000)
 
+    @model_validator(mode="after")
+    def _a_key_each(self) -> ReplayQuery:
+        if len({replay.key for replay in self.replays}) < len(self.replays):
+            raise ValueError("two replays have the same `key`: each needs its own")
+        return self
+
 
 class Replayed(BaseModel):
     """What became of asking for a replay; what becomes of the replay itself is its outcome."""
 
     state: Literal["accepted", "refused"]
-    why: Literal["unknown_workflow", "no_record"] | None = None
+    why: Refused | None = None
 
 
 class Replays(BaseModel):
@@ -228,7 +235,7 @@ class NewFault(BaseModel):
     plugin: Name
     tool: Name | None = None
     error: Error
-    share: float = Field(gt=0, le=1, description="of the calls")
+    share: float = Field(ge=0, le=1, description="of the calls")
     seconds: float = Field(gt=0, le=3600, description="it ends by itself")
 
 

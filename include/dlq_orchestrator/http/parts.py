@@ -14,7 +14,7 @@ from dlq_orchestrator.core.rate_limiter import RateLimiter
 from dlq_orchestrator.core.registry import Registry
 from dlq_orchestrator.core.workflow_safety import WorkflowSafety
 from dlq_orchestrator.http.idempotency import Idempotency
-from dlq_orchestrator.injection import Injection
+from dlq_orchestrator.injection import InjectedFaults
 from dlq_orchestrator.origin import Consumer
 from dlq_orchestrator.replays import Replays
 from dlq_orchestrator.routing import Routing
@@ -31,8 +31,8 @@ class Parts:
     registry: Registry
     calls: PluginCalls
     routing: Routing | None
-    replays: Replays | None
-    injection: Injection | None
+    replays: Replays
+    faults: InjectedFaults | None
     submission: Submission
     idempotency: Idempotency
     consumer: Consumer

@@ -16,7 +16,7 @@ from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.http.idempotency import KeyInUse, KeyReused
 from dlq_orchestrator.http.models import Problem
 from dlq_orchestrator.origin import NotSubmitted
-from dlq_orchestrator.replays import NeverSeen, NotDebuggable
+from dlq_orchestrator.replays import NeverSeen, NoSuchStep, NotDebuggable
 from dlq_orchestrator.routing import LeaseHeld
 
 _STATUS: dict[type[Exception], int] = {
@@ -26,6 +26,7 @@ _STATUS: dict[type[Exception], int] = {
     KeyReused: 422,
     LeaseHeld: 409,
     NoSuchPlugin: 404,
+    NoSuchStep: 422,
     NotGrantable: 422,
     NeverSeen: 404,
     NotDebuggable: 409,

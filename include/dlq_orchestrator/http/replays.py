@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Path
 
 from dlq_orchestrator.http import models
 from dlq_orchestrator.http.idempotency import IdempotencyKey
-from dlq_orchestrator.http.parts import Parts, WithParts, require_token
+from dlq_orchestrator.http.parts import WithParts, require_token
 from dlq_orchestrator.http.problems import documented
-from dlq_orchestrator.replays import Override, Replay, Replays
+from dlq_orchestrator.replays import Override, Replay
 
 replays = APIRouter(dependencies=[Depends(require_token)])
 
@@ -21,15 +21,15 @@ replays = APIRouter(dependencies=[Depends(require_token)])
     "/v1/replays",
     tags=["replay"],
     status_code=202,
-    responses=documented(404, 422, 503),
+    responses=documented(422, 503),
     response_model_exclude_none=True,
 )
 def replay(query: models.ReplayQuery, parts: WithParts) -> models.Replays:
     """Run workflows again. Each replay's key is its own idempotency key: a repeated one is not put in again."""
-    found = offered(parts).replay([_replay(request) for request in query.replays])
+    found = parts.replays.replay([_replay(request) for request in query.replays])
     return models.Replays(
         replays={
-            key: models.Replayed.model_validate({"state": "refused" if why else "accepted", "why": why})
+            key: models.Replayed(state="refused" if why else "accepted", why=why)
             for key, why in found.items()
         }
     )
@@ -50,24 +50,14 @@ def debug(
     """Override a step's input or output, and go on from there."""
 
     def change() -> models.Debugged:
-        override = Override(
-            request.step,
-            "output" if request.input is None else "input",
-            (request.output if request.input is None else request.input) or {},
-            request.person,
-            request.reason,
-        )
-        return models.Debugged(key=offered(parts).debug(correlation_id, override))
+        given = request.input if request.output is None else request.output
+        kind: Literal["input", "output"] = "input" if request.output is None else "output"
+        override = Override(request.step, kind, given or {}, request.person, request.reason)
+        return models.Debugged(key=parts.replays.debug(correlation_id, override))
 
     return parts.idempotency.once(
         key, f"debug {correlation_id} {request.model_dump_json()}", models.Debugged, change
     )
-
-
-def offered(parts: Parts) -> Replays:
-    if parts.replays is None:
-        raise HTTPException(404, "nothing can be replayed here: /capabilities has no level `replay`")
-    return parts.replays
 
 
 def _replay(request: models.ReplayRequest) -> Replay:

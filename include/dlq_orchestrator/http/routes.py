@@ -39,12 +39,10 @@ def health(parts: WithParts) -> models.Health:
 @contract.get("/capabilities", tags=["capabilities"], responses=documented())
 def capabilities(parts: WithParts) -> models.Capabilities:
     """Which levels are kept; ask this first."""
-    levels: list[models.Level] = ["outcome", "failures", "quotas", "plugins"]
+    levels: list[models.Level] = ["outcome", "failures", "replay", "quotas", "plugins", "debugger"]
     if parts.routing is not None:
         levels.append("routing")
-    if parts.replays is not None:
-        levels += ["replay", "debugger"]
-    if parts.injection is not None:
+    if parts.faults is not None:
         levels.append("faults")
     return models.Capabilities(version=CONTRACT_VERSION, levels=levels)
 
@@ -103,7 +101,7 @@ def workflow(correlation_id: CorrelationId, parts: WithParts) -> models.Workflow
     if found is None:
         raise HTTPException(404, "no workflow with this correlation id has been seen")
     row, steps = found
-    replays, overrides = parts.replays.lineage(correlation_id) if parts.replays else ([], [])
+    replays, overrides = parts.replays.lineage(correlation_id)
     return models.WorkflowState(
         correlation_id=row["correlation_id"],
         workflow=row["workflow"],
@@ -125,7 +123,12 @@ def workflow(correlation_id: CorrelationId, parts: WithParts) -> models.Workflow
         ],
         failure=models.WorkflowFailure.model_validate_json(row["failure"]) if row["failure"] else None,
         replays=[models.KnownReplay(**dict(replay)) for replay in replays],
-        overrides=[models.KnownOverride(**dict(override)) for override in overrides],
+        overrides=[
+            models.KnownOverride.model_validate(
+                {**dict(override), override["kind"]: json.loads(override["document"])}
+            )
+            for override in overrides
+        ],
     )
 
 
