@@ -626,7 +626,7 @@ def _may_heal(error: Exception, give_up: float) -> bool | float:
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """The header Retry-After in seconds from now (RFC 9110: a number of them, or a date); None where it says nothing."""
+    """The header Retry-After in seconds from now (RFC 9110: so many, or a date); None where it says nothing."""
     said = response.headers.get("retry-after", "").strip()
     if said.isascii() and said.isdigit():
         return float(said[:9])

@@ -251,7 +251,7 @@ def test_a_submitted_workflow_takes_the_queue_like_any_other(stream):
 
 
 def test_failures_cannot_be_held_back_and_the_capabilities_say_so(stream):
-    assert stream.client.capabilities() == {"outcome", "failures", "quotas", "plugins"}
+    assert stream.client.capabilities() == {"outcome", "failures", "replay", "quotas", "plugins", "debugger"}
     with pytest.raises(CapabilityMissing):
         stream.client.pause_routing("drain-1", 60)
     with httpx.Client(

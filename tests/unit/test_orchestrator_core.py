@@ -167,10 +167,19 @@ _PLUGIN = [
 ]
 
 
+_TOOLS = TOOLS | {("p", run.__name__): Tool(Args, run, effect=False) for run in _PLUGIN}
+
+
 @pytest.fixture(scope="module")
 def sandbox():
-    tools = {("p", run.__name__): Tool(Args, run, effect=False) for run in _PLUGIN}
-    with PluginSandbox(TOOLS | tools, time_limit_s=0.3) as sandbox:
+    with PluginSandbox(_TOOLS, time_limit_s=10) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """One that has no time."""
+    with PluginSandbox(_TOOLS, time_limit_s=0.3) as sandbox:
         yield sandbox
 
 
@@ -194,12 +203,23 @@ def call(sandbox: PluginSandbox, run: Any, *scopes: str, memory_mb: int = 16, **
 
 
 @pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (_sleeps, "300 ms"),
+        (_computes, "300 ms"),
+        (_catches_everything, "300 ms"),
+        (_ignores_the_alarm, "was killed"),
+    ],
+)
+def test_a_call_that_takes_too_long_is_stopped(hasty, sandbox, run, says):
+    with pytest.raises(PluginTimeout, match=says):
+        call(hasty, run)
+    assert call(sandbox, _speaks) == {"said": True}
+
+
+@pytest.mark.parametrize(
     ("run", "error", "says"),
     [
-        (_sleeps, PluginTimeout, "300 ms"),
-        (_computes, PluginTimeout, "300 ms"),
-        (_catches_everything, PluginTimeout, "300 ms"),
-        (_ignores_the_alarm, PluginTimeout, "was killed"),
         (_exits, PluginCrashed, "exit code 7"),
         (_dies, PluginCrashed, f"exit code -{signal.SIGSEGV.value}"),
         (_takes_memory, MemoryQuotaExceeded, "16 MiB"),
