@@ -267,6 +267,57 @@ class Owners(_Model):
         return getattr(self, category, None) or self.default
 
 
+class HttpProbe(_Model):
+    """A GET of ``path`` at the address of an Airflow Connection; it passes where the status is ``expect``."""
+
+    connection: str
+    path: str = Field(default="/", pattern="^/")
+    expect: int = Field(default=200, ge=100, le=599)
+
+
+class Probe(_Model):
+    """What tells that a replay may be tried: an HTTP answer, the ``circuit`` of a plugin at the orchestrator (true: of
+    the plugin that failed), or a ``canary``: one entry, whose outcome decides for the others.
+    """
+
+    http: HttpProbe | None = None
+    circuit: str | Literal[True] | None = None
+    canary: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Probe:
+        if sum(each is not None for each in (self.http, self.circuit, self.canary)) != 1:
+            raise ValueError("write one of http: {connection, path, expect}, circuit: <plugin>, canary: true")
+        return self
+
+    def __str__(self) -> str:
+        if self.http is not None:
+            return f"GET {self.http.path} of Connection {self.http.connection}"
+        if self.circuit is not None:
+            return f"circuit of {'the plugin that failed' if self.circuit is True else self.circuit}"
+        return "canary of one"
+
+
+class HoldPolicy(_Model):
+    """How long entries whose remedy is ``hold`` wait: ``for`` a time from when they are first looked at (twice as long
+    after each return), ``until`` a moment, or until a ``probe`` passes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    for_: Seconds | None = Field(default=None, alias="for")
+    until: AwareDatetime | None = None
+    probe: Probe | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> HoldPolicy:
+        if sum(each is not None for each in (self.for_, self.until, self.probe)) != 1:
+            raise ValueError(
+                "write one of for: 10m, until: 2026-01-31T06:00:00Z, probe: {http | circuit | canary}"
+            )
+        return self
+
+
 class QuotaPolicy(_Model):
     """Bounds within which policy may raise a plugin's quota: ``ceilings`` by plugin, or by plugin and resource
     (``payments.calls_per_s``); ``headroom`` over the peak need.
@@ -296,6 +347,8 @@ class QueueConfig(_Model):
     limits: Limits = Limits()
     outcome: Outcome = Outcome()
     approval: Approval = Approval()
+    hold: HoldPolicy = HoldPolicy(for_=900.0)
+    start_probe: Probe | None = None
     quotas: QuotaPolicy = QuotaPolicy()
     plugins: PluginPolicy = PluginPolicy()
     owners: Owners = Owners()
@@ -314,11 +367,29 @@ class QueueConfig(_Model):
         if isinstance(data, dict):
             return {
                 k: None
-                if v == "none" and k in {"orchestrator", "alerts", "notify", "schedule", "schema_registry"}
+                if v == "none"
+                and k in {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe"}
                 else v
                 for k, v in data.items()
             }
         return data
+
+    @field_validator("start_probe")
+    @classmethod
+    def _asks_before_the_start(cls, probe: Probe | None) -> Probe | None:
+        if probe is not None and (probe.canary or probe.circuit is True):
+            raise ValueError(
+                "nothing has failed or been sent yet: write http: {connection, path, expect} or circuit: <plugin>"
+            )
+        return probe
+
+    @model_validator(mode="after")
+    def _circuits_are_an_orchestrators(self) -> QueueConfig:
+        asked = {"start_probe": self.start_probe, "hold.probe": self.hold.probe}
+        for field, probe in asked.items():
+            if probe is not None and probe.circuit is not None and self.orchestrator is None:
+                raise ValueError(f"{field}.circuit: no orchestrator is configured; name one, or write http")
+        return self
 
     @field_validator("formats")
     @classmethod

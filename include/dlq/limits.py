@@ -31,15 +31,23 @@ def guard_data_loss(drain: Drain) -> dict[str, Any]:
 
 
 def forbids(drain: Drain) -> str | None:
-    """Why nothing may be replayed now: the guard asked for a go-ahead that was refused, or was not given yet. None
-    where there is one, or none was asked for.
+    """Why nothing may be replayed now: the start probe failed, or the guard asked for a go-ahead that was refused, or was
+    not given yet. None where nothing speaks against it.
     """
+    if (why := not_started(drain)) is not None:
+        return why
     choice = (drain.noted("approve_dr") or {}).get("choice")
     if choice == "Reject":
         return "going on was rejected"
     if choice == "Approve" or (drain.noted("guard_data_loss") or {}).get("next") != "invoke_dr_plan":
         return None
     return "more is outstanding than limits.dr, and nobody said to go on (approve_dr)"
+
+
+def not_started(drain: Drain) -> str | None:
+    """Why this drain replays nothing although it goes on with all else: its start probe failed. None where it didn't."""
+    start = drain.noted("start_probe")
+    return None if start is None or start["passed"] else str(start["why"])
 
 
 def invoke_dr_plan(drain: Drain) -> dict[str, Any]:

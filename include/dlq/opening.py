@@ -15,6 +15,7 @@ from dlq.ledger import Ledger, custody, jobs, lease
 from dlq.ledger.behind import refuse_if_behind
 from dlq.ledger.schema import job, plan, source
 from dlq.ports import Connections
+from dlq.probes import start_probe
 from dlq.sending import running
 
 LEASE_S = 300.0
@@ -73,6 +74,7 @@ def open_drain(
             custody.source_id(tx, config.name, drain.source.uri)
         findings = _check(drain, epoch)
         _preflight(drain)
+        start_probe(drain)
         for finding in [*findings, *drain.target.findings(drain.source.uri), *rules.findings]:
             drain.note("open_drain", finding, level="warning")
         orphans = custody.register_orphans(ledger, archive, config.name, epoch)

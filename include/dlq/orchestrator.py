@@ -333,6 +333,21 @@ class HttpConnection(Protocol):
     def password(self) -> str | None: ...
 
 
+def address(connection: HttpConnection) -> str:
+    """The base URL of an HTTP Connection, whose host may have a scheme.
+
+    :raises ConfigError: it has no host.
+    """
+    host = connection.host
+    if not host:
+        raise ConfigError(
+            f"Connection {connection.id}: host must be set, and port where it is not the scheme's own"
+        )
+    if "://" not in host:
+        host = f"{connection.schema or 'http'}://{host}"
+    return f"{host.rstrip('/')}:{connection.port}" if connection.port else host.rstrip("/")
+
+
 Answer = TypeVar("Answer")
 
 
@@ -402,11 +417,7 @@ class HttpOrchestrator:
                 f"Connection {connection.id}: {' and '.join(missing)} must be set; it needs the "
                 "orchestrator's address as host and port, and its bearer token as password."
             )
-        host = connection.host or ""
-        if "://" not in host:
-            host = f"{connection.schema or 'http'}://{host}"
-        url = f"{host.rstrip('/')}:{connection.port}" if connection.port else host
-        return cls(url, connection.password or "", connection_id=connection.id)
+        return cls(address(connection), connection.password or "", connection_id=connection.id)
 
     def __enter__(self) -> Self:
         return self
@@ -626,7 +637,7 @@ def _may_heal(error: Exception, give_up: float) -> bool | float:
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """The header Retry-After in seconds from now (RFC 9110: so many, or a date); None where it says nothing."""
+    """The header Retry-After in seconds from now (RFC 9110: their number, or a date); None where it says nothing."""
     said = response.headers.get("retry-after", "").strip()
     if said.isascii() and said.isdigit():
         return float(said[:9])

@@ -192,6 +192,9 @@ def replay_canary(
             "jobs": [],
             "would": [*planning.summary(drain), *rehearsal.plan(drain)],
         }
+    if (why := limits.not_started(drain)) is not None:
+        drain.note(stage, f"nothing is replayed: {why}", level="warning", plan=None)
+        return {"plan": None, "hash": None, "gate": None, "passed": False, "jobs": []}
     drain.phase(stage)
     jobs = planning.unfinished(drain, stage) or planning.make(
         drain,
@@ -310,11 +313,20 @@ def drain_remaining(drain: Drain, deadline_s: float, progress: Progress | None =
     taken = rounds = 0
     ran: list[Ran] = []
     why = "the hour is up"
+
+    def canary(stage: str, condition: ColumnElement[bool]) -> bool | None:
+        who = f"policy:{drain.queue}.yaml@{drain.config.sha}"
+        tried = replay_now(drain, stage, condition, who=who, saw="one that is held", deadline=deadline)
+        ran.extend(tried)
+        for one in tried:
+            drain.note(stage, str(one), level="info" if one.ended == "done" else "warning", **one.data())
+        return any(one.ended == "done" and one.tally.confirmed for one in tried)
+
     while time.monotonic() < deadline:
         rounds += 1
         took = Intake(drain).run(deadline - time.monotonic())
         taken += took.taken
-        assign(drain)
+        assign(drain, canary)
         _settle_late(drain, deadline)
         with drain.ledger.read() as tx:
             waiting = tx.execute(

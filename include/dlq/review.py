@@ -32,7 +32,7 @@ from dlq.ledger import jobs as ledger_jobs
 from dlq.ledger.schema import decision as decisions
 from dlq.ledger.schema import draft, entry, grp, work
 from dlq.replay import Ran, replay_now, run_jobs
-from dlq.triage import FIXES
+from dlq.triage import FIXES, WAITING_ALONE
 
 _PERSONAL = ("open", "ambiguous")
 _CHOICES = {
@@ -123,9 +123,10 @@ def open_review(drain: Drain) -> dict[str, Any]:
     """File the work a person must decide on."""
     if drain.dry_run:
         return {"filed": [], "said": "dry run: no work is filed"}
-    # What a replay or a fix of this drain is about to take is nobody's work yet; the verdict files what they leave.
+    # What waits for no person, or a replay or a fix of this drain is about to take, is nobody's work yet; the verdict
+    # files what they leave.
     under_way = or_(
-        entry.c.reason.in_(planning.READY),
+        entry.c.reason.in_((*planning.READY, *WAITING_ALONE)),
         and_(entry.c.reason == "waiting_for_fix", grp.c.remedy.in_(FIXES)),
     )
     filed = file_work(drain, besides=under_way)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
-from dlq import expiry, slo
+from dlq import expiry, held, slo
 from dlq.config import QueueConfig
 from dlq.drain import Drain, dry
 from dlq.errors import DlqError
@@ -45,7 +45,10 @@ def status(config: QueueConfig, connections: Connections) -> dict[str, Any]:
         "ratio": outstanding / workflows if outstanding is not None and workflows else None,
         "slo": config.slo.ratio,
         "first_to_expire": {"in_queue": queued, "in_custody": saved},
-        **{key: found[key] for key in ("open", "holder", "last_drain", "paused_by", "unfinished_jobs")},
+        **{
+            key: found[key]
+            for key in ("open", "on_hold", "holder", "last_drain", "paused_by", "unfinished_jobs")
+        },
         "findings": findings,
     }
 
@@ -99,6 +102,7 @@ def _ledgers(tx: Connection, name: str) -> dict[str, Any]:
     return {
         "unsettled": sum(int(row["entries"]) for row in still),
         "open": still,
+        "on_hold": held.standing(tx, name),
         "holder": holder,
         "last_drain": None if last is None else dict(last),
         "paused_by": None if lease is None else lease["paused_by"],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, select, update
 
-from dlq import expiry, regroup, rehearsal, silent
+from dlq import expiry, held, limits, regroup, rehearsal, silent
 from dlq import plan as planning
 from dlq.drain import Drain
 from dlq.errors import ArchiveError, DlqError
@@ -22,9 +22,16 @@ _WAITING = {
     "retry": "ready",
     "raise_quota": "waiting_for_fix",
     "patch_plugin": "waiting_for_fix",
-    "hold": "hold",
+    "hold": held.REASON,
 }
 """Why a new entry stays open, by its group's remedy; every other waits for a person."""
+
+_NOT_STARTED = "start_probe_failed"
+_FREE = (_NOT_STARTED, "earlier_entry_of_key")
+"""What was free already, and not tried: it is not held again."""
+
+WAITING_ALONE = (held.REASON, _NOT_STARTED)
+"""Reasons of open entries that wait for no person."""
 
 _OF_GROUP = ("fingerprint", "category", "remedy", "rule", "component", "error_type", "owner")
 
@@ -32,9 +39,10 @@ SHOWN = 100
 _IDS = 5
 
 
-def assign(drain: Drain) -> dict[str, Any]:
-    """Give every new entry the reason why it is open; mark twins and conflicts. Returns counts."""
-    limits = drain.config.limits
+def assign(drain: Drain, canary: held.Canary | None = None) -> dict[str, Any]:
+    """Give every new entry the reason why it is open; mark twins and conflicts; free what was held long enough (see
+    :func:`dlq.held.look`). Returns counts.
+    """
     regroup.apply(drain)
     silent.ask(drain)
     with drain.ledger.write(drain.queue, drain.epoch) as tx:
@@ -46,7 +54,7 @@ def assign(drain: Drain) -> dict[str, Any]:
             .where(
                 unsettled,
                 entry.c.reason.in_(("new", "ready", "returned")),
-                entry.c.attempts >= limits.returns,
+                entry.c.attempts >= drain.config.limits.returns,
             )
             .values(reason="returns_limit")
         ).rowcount
@@ -70,7 +78,7 @@ def assign(drain: Drain) -> dict[str, Any]:
             tx.execute(
                 update(entry)
                 .where(unsettled, entry.c.reason == "new", entry.c.grp.in_(ours))
-                .values(reason=_WAITING.get(remedy, "waiting_for_person"))
+                .values(reason=_WAITING.get(remedy, "waiting_for_person"), hold_until=None)
             )
         # What an earlier drain stopped at is tried again by this one.
         again = select(entry.c.id).where(
@@ -84,11 +92,20 @@ def assign(drain: Drain) -> dict[str, Any]:
                     "consumers_lag",
                     "approval_expired",
                     "earlier_entry_of_key",
+                    _NOT_STARTED,
                 )
             ),
         )
         if drain.noted("categorize") is None:
-            tx.execute(update(entry).where(entry.c.id.in_(again)).values(reason="ready"))
+            held_ones = select(grp.c.id).where(grp.c.queue == drain.queue, grp.c.remedy == "hold")
+            unless = and_(entry.c.grp.in_(held_ones), entry.c.reason.not_in(_FREE))
+            reason = case((unless, held.REASON), else_="ready")
+            tx.execute(update(entry).where(entry.c.id.in_(again)).values(reason=reason, hold_until=None))
+    held.look(drain, canary)
+    if limits.not_started(drain) is not None:
+        with drain.ledger.write(drain.queue, drain.epoch) as tx:
+            ready = and_(entry.c.queue == drain.queue, entry.c.state == "open", entry.c.reason == "ready")
+            tx.execute(update(entry).where(ready).values(reason=_NOT_STARTED))
     planning.block_by_key(drain)
     return {
         "twins": twins,
@@ -310,7 +327,7 @@ def _success_rate(drain: Drain) -> str:
 def choose_remedies(drain: Drain) -> dict[str, Any]:
     """Which branches have work, from the reasons entries are open."""
     if drain.dry_run:
-        branch = {"retry": "retry_transient", **dict.fromkeys(FIXES, "fix_permanent")}
+        branch = {"retry": "retry_transient", "hold": "held", **dict.fromkeys(FIXES, "fix_permanent")}
         would: Counter[str] = Counter()
         for group in _foreseen(drain):
             would[branch.get(group["remedy"], "manual_review")] += group["count"]
@@ -323,8 +340,12 @@ def choose_remedies(drain: Drain) -> dict[str, Any]:
             .group_by(entry.c.reason, grp.c.remedy)
         ).all()
     why: Counter[str] = Counter()
+    forbidden = limits.forbids(drain) is not None
     for reason, remedy, count in rows:
-        if reason in planning.READY:
+        to_be_sent = reason in planning.READY or (reason == "waiting_for_fix" and remedy in FIXES)
+        if reason in WAITING_ALONE or (forbidden and to_be_sent):
+            why["held"] += count
+        elif reason in planning.READY:
             why["retry_transient"] += count
         elif reason == "waiting_for_fix" and remedy in FIXES:
             why["fix_permanent"] += count
@@ -337,6 +358,6 @@ def _chosen(drain: Drain, why: Counter[str]) -> dict[str, Any]:
     branches = [b for b in ("retry_transient", "fix_permanent", "manual_review") if why[b]] or [
         "nothing_to_do"
     ]
-    said = ", ".join(f"{b}: {why[b]} entries" for b in branches if why[b]) or "nothing is open"
+    said = ", ".join(f"{b}: {why[b]} entries" for b in (*branches, "held") if why[b]) or "nothing is open"
     drain.note("choose_remedies", said, branches=branches, why=dict(why))
     return {"branches": branches, "why": dict(why), "said": said}

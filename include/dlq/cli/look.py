@@ -88,6 +88,14 @@ def _show_status(found: dict[str, Any]) -> None:
         [(row["entries"], row["state"], _words(row["reason"]), row["owner"]) for row in found["open"]],
     )
     terminal.show(
+        "on hold",
+        ("entries", "failure", "next look after", "why"),
+        [
+            (h["entries"], f"{h['error_type']} in {h['component']}", h["until"], h["why"])
+            for h in found["on_hold"]
+        ],
+    )
+    terminal.show(
         "unfinished jobs (the next drain settles them)",
         ("job", "kind", "target", "state", "sent", "of"),
         [

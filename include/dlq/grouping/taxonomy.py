@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from upath import UPath
 
-from dlq.config import config_root
+from dlq.config import HoldPolicy, config_root
 from dlq.entry import Understood
 from dlq.errors import ConfigError
 from dlq.grouping.conditions import Case, Test, When, matched, name_test, named, tests
@@ -46,7 +46,7 @@ class Rule(BaseModel):
     """One line of the taxonomy.
 
     ``owner`` takes its open work instead of the queue's for the category. ``fingerprint`` makes one group of all it
-    decides, whatever their messages say.
+    decides, whatever their messages say. ``hold`` says how long what has this remedy waits, instead of the queue's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +57,7 @@ class Rule(BaseModel):
     remedy: Remedy
     owner: str | None = Field(None, min_length=1)
     fingerprint: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,59}$")
+    hold: HoldPolicy | None = None
 
     @model_validator(mode="after")
     def _remedy_fits(self) -> Rule:
@@ -65,6 +66,8 @@ class Rule(BaseModel):
             raise ValueError(
                 f"remedy {self.remedy} does not go with category {self.category}; write one of: {fits}"
             )
+        if self.hold is not None and self.remedy != "hold":
+            raise ValueError(f"hold does not go with remedy {self.remedy}; write remedy: hold, or remove it")
         return self
 
     @property
@@ -92,7 +95,7 @@ class Taxonomy:
     :param wrappers: classes that only carry another: ``exception`` looks through them.
 
     ``findings`` names rules, or parts of one, that can never decide. ``headers`` are the names of those that a rule
-    looks at, in lower case; ``retries`` is the highest retry count that one asks for.
+    looks at, in lower case; ``retries`` is the highest retry count that one asks for; ``holds`` are those rules', by name.
     """
 
     def __init__(self, rules: tuple[Rule, ...], wrappers: tuple[str, ...] = ()) -> None:
@@ -109,6 +112,7 @@ class Taxonomy:
         ]
         self._phrases = Phrases(part.lower() for rule in rules for part in rule.when.message or ())
         self._is_wrapper = name_test(wrappers)
+        self.holds = {rule.name: rule.hold for rule in rules if rule.hold is not None}
         self._is_known = name_test(pattern for rule in rules for pattern in rule.when.exception or ())
         self._telling: Memo[tuple[str | None, ...], tuple[str, ...]] = Memo(self._tell, 4096)
 
@@ -219,11 +223,13 @@ def _field(loc: tuple[int | str, ...]) -> str:
 
 def _fix(error: Any) -> str:
     if error["type"] == "extra_forbidden":
+        if error["loc"][0] == "hold":
+            return "is not a field here; docs/taxonomy.md lists them (hold)"
         known = When.model_fields if error["loc"][0] == "when" else Rule.model_fields
         return f"is not a field here; known: {', '.join(known)}"
     if error["type"] == "missing":
         return "is missing; add it"
-    if error["type"] == "string_pattern_mismatch":
+    if error["type"] == "string_pattern_mismatch" and error["loc"][0] != "hold":
         if error["loc"][0] == "fingerprint":
             return (
                 f"{error['input']!r} is not a name: write small letters, digits, dots and dashes, 60 at most"

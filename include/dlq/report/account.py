@@ -71,6 +71,8 @@ class Open(msgspec.Struct, frozen=True):
     oldest_failure: str | None
     first_expiry: str | None
     held_until: str | None
+    held_for: str | None = None
+    """What the newest look at a held group said."""
 
 
 class Hop(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, FromClause, Label, RowMapping, and_, func, literal_column, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from dlq import clock, returns
+from dlq import clock, held, returns
 from dlq.config import KafkaTarget, QueueConfig
 from dlq.errors import DlqError
 from dlq.ledger import schema
@@ -258,7 +258,14 @@ def _open(tx: Connection, queue: str) -> tuple[list[Open], dict[str, int], str |
         .order_by(literal_column("count").desc(), u.grp)
         .limit(_OPEN)
     ).mappings()
-    still = [Open(**{**row, "signature": redact(row["signature"])}) for row in rows]
+    looks = held.why(tx, queue)
+    still = [
+        Open(
+            **{**row, "signature": redact(row["signature"])},
+            held_for=looks.get(row["group"]) if row["reason"] == held.REASON else None,
+        )
+        for row in rows
+    ]
     totals = tx.execute(
         select(owner.label("owner"), func.count().label("n"), func.min(u.expires_at).label("expiry"))
         .select_from(joined)

@@ -30,7 +30,8 @@ _SECONDS = {"escalate_after", "window", "budget", "grace", "deadline", "within"}
 _REASONS = {
     "new": "not looked at yet",
     "ready": "ready to be replayed",
-    "hold": "held for a while",
+    "hold": "on hold",
+    "start_probe_failed": "the start probe failed: nothing was replayed",
     "first_intake": "was there before the first drain; waits for a decision",
     "waiting_for_fix": "waits for a fix",
     "waiting_for_person": "waits for a person",
