@@ -333,6 +333,9 @@ class PluginPolicy(_Model):
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
+_MAY_BE_NONE = {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe"}
+
+
 class QueueConfig(_Model):
     """One queue's file; its stem is the queue's name."""
 
@@ -347,7 +350,7 @@ class QueueConfig(_Model):
     limits: Limits = Limits()
     outcome: Outcome = Outcome()
     approval: Approval = Approval()
-    hold: HoldPolicy = HoldPolicy(for_=900.0)
+    hold: HoldPolicy = HoldPolicy.model_validate({"for": "15m"})
     start_probe: Probe | None = None
     quotas: QuotaPolicy = QuotaPolicy()
     plugins: PluginPolicy = PluginPolicy()
@@ -365,13 +368,7 @@ class QueueConfig(_Model):
     def _none_is_none(cls, data: Any) -> Any:
         """``orchestrator: none`` reads better than ``null`` in an incident."""
         if isinstance(data, dict):
-            return {
-                k: None
-                if v == "none"
-                and k in {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe"}
-                else v
-                for k, v in data.items()
-            }
+            return {k: None if v == "none" and k in _MAY_BE_NONE else v for k, v in data.items()}
         return data
 
     @field_validator("start_probe")

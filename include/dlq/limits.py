@@ -31,8 +31,8 @@ def guard_data_loss(drain: Drain) -> dict[str, Any]:
 
 
 def forbids(drain: Drain) -> str | None:
-    """Why nothing may be replayed now: the start probe failed, or the guard asked for a go-ahead that was refused, or was
-    not given yet. None where nothing speaks against it.
+    """Why nothing may be replayed now: the start probe failed, or the guard asked for a go-ahead that was refused, or
+    was not given yet. None where nothing speaks against it.
     """
     if (why := not_started(drain)) is not None:
         return why
@@ -45,7 +45,7 @@ def forbids(drain: Drain) -> str | None:
 
 
 def not_started(drain: Drain) -> str | None:
-    """Why this drain replays nothing although it goes on with all else: its start probe failed. None where it didn't."""
+    """Why this drain replays nothing although it goes on with all else: its start probe failed. None: it may."""
     start = drain.noted("start_probe")
     return None if start is None or start["passed"] else str(start["why"])
 

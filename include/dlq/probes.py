@@ -40,7 +40,7 @@ def ask(drain: Drain, probe: Probe, plugin: str = "") -> Answer:
 
 
 def start_probe(drain: Drain) -> None:
-    """Ask the queue's start probe, where it has one; where it fails :func:`dlq.limits.forbids` each replay of this drain.
+    """Ask the queue's start probe, where it has one; where it fails :func:`dlq.limits.forbids` this drain's replays.
 
     A canary needs no word of its own here: every replay begins with one.
     """
