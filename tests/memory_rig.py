@@ -19,7 +19,7 @@ from dlq.intake import Intake, Taken
 from dlq.ledger import Ledger, lease
 from dlq.memory import MemoryLog, MemoryTopics, dead_letter
 from dlq.opening import open_drain
-from dlq.ports import Batch, Connection, Output
+from dlq.ports import Batch, Connection, Connections, Output
 from dlq.sources.memory import MemoryDlq, MemoryPass
 from dlq.targets.memory import MemoryWriter
 from dlq.triage import assign
@@ -126,6 +126,7 @@ class MemoryRig:
         if template is not None and ledger is None:
             shutil.copyfile(template, folder / "ledger.db")
         self.ledger = Ledger.open(url)
+        self.connections: Connections = Connection
         self._drains: list[Drain] = []
         self._number = 0
 
@@ -174,13 +175,15 @@ class MemoryRig:
     # Drains
 
     def open(self, run: str = "r1", **how: Any) -> Drain:
-        drain = open_drain(self.config, run_id=run, connections=Connection, **how)
+        drain = open_drain(self.config, run_id=run, connections=self.connections, **how)
         self._drains.append(drain)
         return drain
 
     def attach(self, run: str = "r1") -> Drain:
         """A later task of the drain, as another process would have it."""
-        drain = Drain.attach(drain_id(self.config.name, run), config=self.config, connections=Connection)
+        drain = Drain.attach(
+            drain_id(self.config.name, run), config=self.config, connections=self.connections
+        )
         self._drains.append(drain)
         return drain
 

@@ -95,8 +95,8 @@ class Taxonomy:
     :param wrappers: classes that only carry another: ``exception`` looks through them.
 
     ``findings`` names rules, or parts of one, that can never decide. ``headers`` are the names of those that a rule
-    looks at, in lower case; ``retries`` is the highest retry count that one asks for; ``holds`` has how long what a rule
-    decides is held, by the rule's name.
+    looks at, in lower case; ``retries`` is the highest retry count that one asks for; ``holds`` says how long what a
+    rule decides is held.
     """
 
     def __init__(self, rules: tuple[Rule, ...], wrappers: tuple[str, ...] = ()) -> None:

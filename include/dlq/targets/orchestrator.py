@@ -10,13 +10,16 @@ from dlq.ledger.custody import batched
 from dlq.orchestrator import (
     CapabilityMissing,
     Orchestrator,
+    OrchestratorBusy,
     OrchestratorError,
     OrchestratorUnauthorized,
     Replay,
+    Replayed,
 )
 from dlq.ports import Delivered, Output, Refusal, Writer
 
 _AT_ONCE = 100  # the runbook's batch
+_PAUSE_S = 1.0
 _OURS = "dlq-"
 _ITS_OWN = ("dlq-key", "dlq-retry-count")
 
@@ -95,6 +98,17 @@ class OrchestratorSender:
     def waves(self, outputs: Sequence[Output]) -> list[list[Output]]:
         return [list(outputs)]
 
+    def _ask(self, replays: Sequence[Replay], deadline: float) -> dict[str, Replayed]:
+        """A repeated key is put in once, so one that is busy is asked again when it said, if that is in time."""
+        while True:
+            try:
+                return self._orchestrator.replay_workflows(replays)
+            except OrchestratorBusy as busy:
+                pause_s = busy.retry_after_s or _PAUSE_S
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                time.sleep(pause_s)
+
     def send(self, outputs: Sequence[Output], deadline: float) -> list[Delivered | Refusal]:
         done: list[Delivered | Refusal] = []
         going: list[tuple[Output, Replay]] = []
@@ -107,7 +121,7 @@ class OrchestratorSender:
             if time.monotonic() > deadline:
                 break
             try:
-                said = self._orchestrator.replay_workflows([replay for _, replay in some])
+                said = self._ask([replay for _, replay in some], deadline)
             except (CapabilityMissing, OrchestratorUnauthorized) as error:
                 if done:
                     break
