@@ -207,6 +207,50 @@ def test_a_replay_of_the_dead_letter_is_told_by_its_key_and_has_its_effect_once(
     assert stream.memory("SELECT effect_key FROM effect") == [("d1/charge",)]
 
 
+def test_a_workflow_is_replayed_to_the_byte_with_the_replays_own_headers(stream):
+    headers = [
+        ("h", b"1"),
+        ("h", None),
+        ("dedupe-key", b"d"),
+        ("bytes", b"\xff\x00"),
+        ("dlq-key", b"earlier"),
+    ]
+    value = charge("c", error="PluginError", attempts=4)
+    stream.produce(value, headers, key=b"\x00key")
+    until(lambda: stream.client.failures(["c"]))
+    for _ in range(2):
+        answer = stream.client.replay_workflows([Replay("c", "k", 1, headers={"dlq-entry": "e"})])
+        assert answer["k"].state == "accepted"
+    until(lambda: stream.client.outcomes(["k"])["k"].state == "failed")
+    _, replayed = sorted(stream.read(stream.origin), key=lambda message: message.timestamp())
+    assert (replayed.key(), replayed.value()) == (b"\x00key", value)
+    ours = [("dlq-entry", b"e"), ("dlq-key", b"k"), ("dlq-retry-count", b"1")]
+    assert replayed.headers() == [*headers[:-1], *ours]
+
+
+def test_a_replay_too_large_for_the_origin_is_refused_beside_those_it_takes(stream):
+    for n in range(3):
+        stream.produce(charge(f"c{n}", error="PluginError", attempts=1))
+    until(lambda: len(stream.client.failures(["c0", "c1", "c2"])) == 3)
+    answer = stream.client.replay_workflows(
+        [Replay("c0", "k0", 1), Replay("c1", "k1", 1, value=os.urandom(2_000_000)), Replay("c2", "k2", 1)]
+    )
+    assert {key: said.why for key, said in answer.items()} == {"k0": None, "k1": "not_taken", "k2": None}
+    until(lambda: {state.state for state in stream.client.outcomes(["k0", "k2"]).values()} == {"succeeded"})
+
+
+def test_what_failed_under_another_dedupe_key_is_run_though_its_workflow_has_succeeded(stream):
+    stream.produce(charge("c"), [("dedupe-key", b"first")])
+    stream.succeeded("c")
+    other = charge("c", error="PluginError", attempts=1).replace(b'"charge"', b'"charge again"', 1)
+    stream.produce(other, [("dedupe-key", b"second")])
+    until(lambda: stream.memory("SELECT 1 FROM record"))
+    stream.client.replay_workflows([Replay("c", "k", 1)])
+    until(lambda: stream.client.outcomes(["k"])["k"].state == "succeeded")
+    until(lambda: not stream.memory("SELECT 1 FROM record"))
+    assert stream.memory("SELECT key FROM dedupe ORDER BY key") == [("first",), ("second",)]
+
+
 def test_a_failed_outcome_is_only_told_once_its_dead_letter_is_in_the_dlq(stream):
     for n in range(8):
         stream.produce(charge(f"c{n}", error="ScopeViolation", attempts=99), [("dlq-key", f"k{n}".encode())])

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dlq.orchestrator import CapabilityMissing, HttpOrchestrator
+from dlq.orchestrator import CapabilityMissing, HttpOrchestrator, Replay
 from dlq_demo.elasticmq import ACCESS_KEY, REGION, SECRET_KEY, ElasticMq, arn
 from dlq_demo.orchestrator import SqsOrchestrator
 from dlq_orchestrator.traffic import send_to_queue, workflows
@@ -248,6 +248,50 @@ def test_a_submitted_workflow_takes_the_queue_like_any_other(stream):
         refused = http.post("/v1/workflows", json={**document, "correlation_id": "\uffff"})
         assert refused.status_code == 422
     stream.succeeded("c1")
+
+
+def test_a_workflow_is_replayed_as_it_came_with_the_replays_own_attribute(stream):
+    attributes = {
+        "dedupe-key": {"DataType": "String", "StringValue": "d1"},
+        "size": {"DataType": "Number.int", "StringValue": "7"},
+        "raw": {"DataType": "Binary", "BinaryValue": b"\x00\xff"},
+    }
+    body = charge("c1", error="PluginError", attempts=4)
+    stream.send(body, **attributes)
+    until(lambda: stream.client.failures(["c1"]))
+    stream.dead_letters(1)
+    ours = {"dlq-entry": "e1", "dlq-job": "j1", "dlq-ordinal": "3", "dlq-original-timestamp": "12"}
+    for _ in range(2):
+        answer = stream.client.replay_workflows([Replay("c1", "k1", 1, headers=ours)])
+        assert answer["k1"].state == "accepted"
+    assert stream.ended("k1") == "failed"
+    (letter,) = stream.dead_letters(1)
+    assert letter["Body"] == body
+    mark = json.loads(letter["MessageAttributes"].pop("dlq")["StringValue"])
+    assert mark == {"entry": "e1", "job": "j1", "ordinal": 3, "ts": 12, "key": "k1", "retry": 1}
+    assert letter["MessageAttributes"] == attributes
+    stream.client.replay_workflows([Replay("c1", "k2", 2)])
+    assert stream.ended("k2") == "succeeded"
+    assert stream.memory("SELECT effect_key FROM effect") == [("d1/charge",)]
+    assert stream.memory("SELECT count(*) FROM record") == [(0,)]
+
+
+def test_a_replay_that_the_queue_does_not_take_is_refused_beside_those_it_takes(stream):
+    stream.send(charge("c1", error="PluginError", attempts=1))
+    stream.send("full", **{f"a{n}": "1" for n in range(9)}, correlation_id="c2")
+    until(lambda: len(stream.client.failures(["c1", "c2"])) == 2)
+    answer = stream.client.replay_workflows(
+        [
+            Replay("c1", "bytes", 1, value=b"\xff"),
+            Replay("c1", "empty", 1, value=b""),
+            Replay("c1", "control", 1, value=b"\x01"),
+            Replay("c2", "crowded", 1),
+            Replay("c1", "taken", 1),
+        ]
+    )
+    refused = dict.fromkeys(("bytes", "empty", "control", "crowded"), "not_taken")
+    assert {key: said.why for key, said in answer.items()} == {"taken": None, **refused}
+    assert stream.ended("taken") == "succeeded"
 
 
 def test_failures_cannot_be_held_back_and_the_capabilities_say_so(stream):
