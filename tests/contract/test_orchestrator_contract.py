@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +33,7 @@ from dlq.orchestrator import (
 )
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
+from dlq_orchestrator.conformance import FAILING, WORKFLOW, Subject, conformance
 
 FLOWS = Path(__file__).parents[2] / "include" / "config" / "golden_flows" / "orders"
 
@@ -581,3 +586,103 @@ def test_a_fault_breaks_what_passes_until_it_ends(orchestrator, http):
     assert outcome(orchestrator, key).state == "succeeded"
     assert http.put("/v1/faults/chaos", json=fault | {"seconds": 0.05}).status_code == 200
     until(lambda: not http.get("/v1/faults").json()["faults"])
+
+
+# Conformance
+
+
+def conforms(url: str, token: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dlq_orchestrator.conformance", url, token, "--deadline", "20", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_reference_keeps_what_it_announces(service):
+    ran = conforms(service.url, service.token, "--json")
+    results = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [r for r in results if r["state"] != "passed"] == []
+    assert {r["level"] for r in results} == {"every", *get_args(Level)}
+    assert ran.returncode == 0
+
+
+LIES = {
+    "a token is needed": lambda request: request.headers.update({"authorization": "Bearer {token}"}),
+    "a change under one key is made once": lambda request: request.headers.pop("idempotency-key", None),
+    "a limit is changed within its ceiling": lambda request: (
+        "limit" in request.body and request.body.update(limit=min(request.body["limit"], 64))
+    ),
+}
+"""What a liar in front of the reference does to a request, by the check that finds it out."""
+
+
+class Request:
+    def __init__(self, headers: dict[str, str], body: Any) -> None:
+        self.headers, self.body = headers, body
+
+
+@pytest.fixture
+def liar(service: ReferenceOrchestrator, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An orchestrator that keeps the contract, but for one point."""
+    lie = LIES[request.param]
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+            asked = Request(
+                {name.lower(): value for name, value in self.headers.items()}, json.loads(raw) if raw else {}
+            )
+            lie(asked)
+            asked.headers = {
+                n: v.format(token=service.token)
+                for n, v in asked.headers.items()
+                if n in ("authorization", "idempotency-key")
+            }
+            found = httpx.request(
+                self.command, service.url + self.path, headers=asked.headers, json=asked.body if raw else None
+            )
+            self.send_response(found.status_code)
+            self.send_header("content-type", found.headers.get("content-type", ""))
+            self.send_header("content-length", str(len(found.content)))
+            self.end_headers()
+            self.wfile.write(found.content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("liar", "level"),
+    list(zip(LIES, ("every", "outcome", "quotas"), strict=True)),
+    indirect=["liar"],
+)
+def test_an_orchestrator_that_lies_is_found_out(service, liar, level, request):
+    ran = conforms(liar, service.token, "--level", level, "--json")
+    failed = {r["check"] for r in map(json.loads, ran.stdout.splitlines()) if r["state"] == "failed"}
+    assert failed == {request.node.callspec.params["liar"]}
+    assert ran.returncode == 1
+
+
+def test_an_orchestrator_that_is_not_there_is_said():
+    ran = conforms("http://127.0.0.1:9", "t")
+    assert ran.returncode == 2
+    assert "127.0.0.1:9" in ran.stderr
+
+
+def test_a_level_that_is_not_announced_is_skipped(service, monkeypatch):
+    subject = Subject(service.url, service.token, WORKFLOW, FAILING, 20)
+    ask = Subject.ask
+
+    def announcing(self: Subject, method: str, path: str, status: int = 200, **more: Any) -> Any:
+        said = ask(self, method, path, status, **more)
+        return {**said, "levels": ["outcome"]} if path == "/capabilities" else said
+
+    monkeypatch.setattr(Subject, "ask", announcing)
+    results = list(conformance(subject, frozenset({"quotas", "outcome"})))
+    assert {r.state for r in results if r.level == "quotas"} == {"skipped"}
+    assert {r.state for r in results if r.level == "outcome"} == {"passed"}
