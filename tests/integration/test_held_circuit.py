@@ -17,7 +17,7 @@ from dlq.ports import Connection, Connections
 from dlq_demo.broker import Broker
 from dlq_demo.orchestrator import ReferenceOrchestrator
 
-WORKFLOWS = 60
+WORKFLOWS = 40
 RULES = """
 rules:
   - name: plugin down

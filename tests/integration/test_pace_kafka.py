@@ -16,7 +16,6 @@ from dlq.triage import categorize
 
 def one_job(rig: Rig, count: int) -> tuple[Drain, str]:
     """A drain with one job of all that is in the queue, without a canary before it."""
-    rig.begin()
     rig.letters(count)
     drain = rig.open("r1")
     take_custody(drain, 30)
@@ -26,18 +25,19 @@ def one_job(rig: Rig, count: int) -> tuple[Drain, str]:
 
 
 def test_a_burst_of_returns_stops_a_large_step_while_it_is_sent(make_rig: Callable[..., Rig]) -> None:
-    rig = make_rig(limits={"batch": 5_000, "rate": 2_000})
+    rig = make_rig(limits={"batch": 3_000, "rate": 2_000})
+    rig.begin()
     consumer = rig.consumer(fails=lambda _: True)
-    drain, job = one_job(rig, 5_000)
+    drain, job = one_job(rig, 3_000)
     done = replay_batches(drain, job, 60)
     assert done["ended"] == "burst_of_returns"
-    assert 500 <= done["sent"] < 5_000
+    assert 500 <= done["sent"] < 3_000
     assert done["returned"] == done["sent"]
     consumer.stop()
     assert rig.states() == {
         "returned": done["sent"],
         "open:returned": done["sent"],
-        "open:gate_failed": 5_000 - done["sent"],
+        "open:gate_failed": 3_000 - done["sent"],
     }
     assert "stopped: burst of returns" in rig.notes(drain)
     assert len(rig.check_effects()) == done["sent"]
@@ -48,6 +48,7 @@ def test_a_burst_of_returns_stops_a_large_step_while_it_is_sent(make_rig: Callab
 
 def test_consumers_that_stand_still_are_not_sent_more_than_the_bound(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(limits={"batch": 1_000, "lag": 100}, outcome={"deadline": "1s"})
+    rig.begin()
     rig.commit(rig.group, rig.origin, dict.fromkeys(rig.ends(rig.origin), 0))
     drain, job = one_job(rig, 1_000)
     done = replay_batches(drain, job, 60)
