@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, CancelledError
@@ -52,6 +53,8 @@ class PluginSandbox:
         self._pool = _pool()
 
     def __enter__(self) -> Self:
+        """Wait for the first process: whoever consumes before would let what it received wait for it."""
+        self._pool.schedule(os.getpid).result()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,6 +117,8 @@ class PluginSandbox:
 
 def _pool() -> ProcessPool:
     context = multiprocessing.get_context("forkserver")
+    # forked from a server that has imported it: a process more, or in place of a killed one, takes milliseconds
+    context.set_forkserver_preload([perform.__module__])
     return ProcessPool(_PROCESSES, max_tasks=_CALLS_EACH, initializer=begin, context=context)
 
 
