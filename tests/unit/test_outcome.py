@@ -15,6 +15,7 @@ from dlq.drain import Drain
 from dlq.errors import Overtaken
 from dlq.intake import Intake
 from dlq.jobs import JobRun
+from dlq.orchestrator import OrchestratorBusy
 from dlq.outcome import Outcomes, Tally
 
 Make = Callable[..., MemoryRig]
@@ -263,6 +264,28 @@ def test_a_failure_is_a_return_only_once_its_dead_letter_is_in_custody(
     queue.log.append(0, failed.key, failed.value, failed.headers)
     assert look(drain, job) == Tally(9, 1, 0)
     queue.check()
+
+
+def test_an_orchestrator_that_is_busy_is_asked_again_when_it_said(
+    asked: tuple[MemoryRig, Drain, str, Orchestrator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, drain, job, orchestrator = asked
+    orchestrator.states = dict.fromkeys(keys(queue), "succeeded")
+    outcomes, busy = orchestrator.outcomes, [7.0, None]
+
+    def ask(some: Any) -> Any:
+        if busy:
+            raise OrchestratorBusy("429", busy.pop(0))
+        return outcomes(some)
+
+    orchestrator.outcomes = ask  # type: ignore[method-assign]
+    waits: list[float] = []
+    monkeypatch.setattr("dlq.outcome.time.sleep", waits.append)
+    assert Outcomes(drain).wait(job, TOPIC, 0, 10, SOON).confirmed == 10
+    assert 1.0 < waits[0] <= 5.0, "what it asked for, within outcome.deadline"
+    assert len(waits) == 2
+    busy[:] = [7.0]
+    assert Outcomes(drain).glance(job, TOPIC, 0, 10, SOON) == Tally(10, 0, 0), "a glance waits for nobody"
 
 
 def test_an_orchestrator_that_knows_no_outcomes_leaves_the_group_to_tell(queue: MemoryRig) -> None:
