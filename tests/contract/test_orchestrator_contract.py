@@ -518,6 +518,17 @@ def test_a_replay_that_asks_for_what_cannot_be_is_refused_and_the_field_named(ht
     assert says in answer.json()["detail"]
 
 
+def test_a_text_is_no_number_and_a_body_that_cannot_be_read_is_a_problem(http):
+    for path, body in (
+        ("/v1/quotas/search", {"limit": "1"}),
+        ("/v1/quotas/search", {"limit": True}),
+        ("/v1/faults/f", {"plugin": "search", "error": "RateLimit", "share": "1", "seconds": 1}),
+    ):
+        assert http.put(path, json=body).status_code == 422, path
+    answer = http.put("/v1/quotas/search", content=b"\xff", headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+
+
 def test_workflows_are_listed_in_pages_by_their_state(orchestrator, http):
     mine = {failed(orchestrator) for _ in range(3)}
     found: list[str] = []

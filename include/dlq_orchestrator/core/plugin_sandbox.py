@@ -28,6 +28,9 @@ _PROCESSES = 12
 _CALLS_EACH = 20_000
 # what ignores the alarm is killed so much later: processes are looked at every 0.1 s
 _GRACE_S = 0.5
+# a call waits for so many others at most, since a plugin's are bounded; so much later it is lost
+_TURNS = 4
+_LOST_S = 20.0
 
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -87,13 +90,18 @@ class PluginSandbox:
         args, fault = _converted(step, tool.args), self.needs(step).fault
         pool = self._pool
         try:
-            output = await asyncio.wrap_future(
+            called = asyncio.wrap_future(
                 pool.schedule(
                     perform,
                     (tool.run, args, call, fault, count, self._time_limit_s, memory_mb),
                     timeout=self._time_limit_s + _GRACE_S,
                 )
             )
+            # a pool that breaks as a call comes to it may never answer that one
+            await asyncio.wait([called], timeout=_TURNS * (self._time_limit_s + _GRACE_S) + _LOST_S)
+            if not called.done():
+                raise BrokenExecutor
+            output = called.result()
         except TimeoutError:
             raise PluginTimeout(
                 f"{step.component} did not answer in {self._time_limit_s * 1000:.0f} ms, and was killed"

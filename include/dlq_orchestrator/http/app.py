@@ -16,9 +16,15 @@ from dlq_orchestrator.http.routes import CONTRACT_VERSION, contract, public
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's description, and the body of problems, which its routes name by reference only."""
+        """FastAPI's description, the body of problems, which its routes name by reference only, and the status of a body
+        that can't be read.
+        """
         schema = super().openapi()
         schema["components"]["schemas"]["Problem"] = models.Problem.model_json_schema()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                if "requestBody" in operation:
+                    operation["responses"]["400"] = problems.documented(400)[400]
         return schema
 
 

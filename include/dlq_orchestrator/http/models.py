@@ -16,6 +16,12 @@ Resource = Literal["memory_mb", "calls_per_s", "concurrency"]
 State = Literal["pending", "succeeded", "failed"]
 
 
+class Body(BaseModel):
+    """What is sent: a text is no number, and a truth none either."""
+
+    model_config = ConfigDict(strict=True)
+
+
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
@@ -38,7 +44,7 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-class OutcomeQuery(BaseModel):
+class OutcomeQuery(Body):
     keys: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(
         max_length=1000, description="values of the header `dlq-key`, or of `key` in the attribute `dlq`"
     )
@@ -55,7 +61,7 @@ class Outcomes(BaseModel):
     outcomes: dict[str, Outcome] = Field(description="one for each key that was asked for")
 
 
-class StepDocument(BaseModel):
+class StepDocument(Body):
     model_config = ConfigDict(extra="allow")
 
     name: Name
@@ -64,7 +70,7 @@ class StepDocument(BaseModel):
     args: dict[str, Any] = {}
 
 
-class WorkflowDocument(BaseModel):
+class WorkflowDocument(Body):
     """A workflow to run: the value of its record on the origin topic."""
 
     model_config = ConfigDict(extra="allow")
@@ -157,7 +163,7 @@ HeaderName = Annotated[str, Field(pattern="^dlq-[a-z0-9-]{1,60}$")]
 HeaderText = Annotated[str, Field(max_length=1000, pattern=r"^[\x20-\x7e]*$")]
 
 
-class Overrides(BaseModel):
+class Overrides(Body):
     """What differs from the record as it last came."""
 
     model_config = ConfigDict(extra="forbid")
@@ -173,7 +179,7 @@ class Overrides(BaseModel):
     )
 
 
-class ReplayRequest(BaseModel):
+class ReplayRequest(Body):
     model_config = ConfigDict(extra="forbid")
 
     correlation_id: str = Field(min_length=1, max_length=500)
@@ -186,7 +192,7 @@ class ReplayRequest(BaseModel):
     overrides: Overrides
 
 
-class ReplayQuery(BaseModel):
+class ReplayQuery(Body):
     replays: list[ReplayRequest] = Field(max_length=1000)
 
     @model_validator(mode="after")
@@ -207,7 +213,7 @@ class Replays(BaseModel):
     replays: dict[str, Replayed] = Field(description="one for each key that was asked for")
 
 
-class DebugRequest(BaseModel):
+class DebugRequest(Body):
     """A step's input or output, one of them, as a person wants it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -229,7 +235,7 @@ class Debugged(BaseModel):
     key: str = Field(description="the outcome of going on is asked for by it")
 
 
-class NewFault(BaseModel):
+class NewFault(Body):
     model_config = ConfigDict(extra="forbid")
 
     plugin: Name
@@ -254,7 +260,7 @@ class Faults(BaseModel):
     faults: list[Fault]
 
 
-class FailureQuery(BaseModel):
+class FailureQuery(Body):
     correlation_ids: list[Annotated[str, Field(min_length=1, max_length=500)]] = Field(max_length=1000)
 
 
@@ -291,12 +297,12 @@ class Routing(BaseModel):
     undeliverable: int = Field(description="dead letters kept because the DLQ takes none of their size")
 
 
-class Pause(BaseModel):
+class Pause(Body):
     holder: Name
     seconds: int = Field(ge=1, le=4 * 3600)
 
 
-class Resume(BaseModel):
+class Resume(Body):
     holder: Name
 
 
@@ -316,7 +322,7 @@ class Quotas(BaseModel):
     quotas: list[Quota]
 
 
-class NewLimit(BaseModel):
+class NewLimit(Body):
     limit: int = Field(ge=1, le=2**53)
     resource: Resource = "memory_mb"
 
@@ -355,7 +361,7 @@ class Plugins(BaseModel):
     next: str | None = Field(description="the cursor of the next page; null: this is the last")
 
 
-class PluginPatch(BaseModel):
+class PluginPatch(Body):
     """A change of a plugin; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
