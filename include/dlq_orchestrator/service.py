@@ -98,7 +98,7 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
         idempotency=Idempotency(store),
         consumer=origin.consumer,
     )
-    with sandbox, origin.consumer, _listen(settings) as listener:
+    with origin.consumer, _listen(settings) as listener, sandbox:
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
         server = uvicorn.Server(
             uvicorn.Config(

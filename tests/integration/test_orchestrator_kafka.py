@@ -14,13 +14,14 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from dlq.orchestrator import HttpOrchestrator, Replay
+from dlq.orchestrator import HttpOrchestrator, OrchestratorUnreachable, Replay
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
 from dlq_orchestrator.plugins import TOOLS
@@ -374,9 +375,12 @@ def test_sigkill_in_the_middle_of_a_thousand_replays_leaves_each_effect_once(str
     ]
 
     def ask() -> None:
-        for first in range(0, len(replays), 100):
-            answer = stream.client.replay_workflows(replays[first : first + 100])
-            assert {replayed.state for replayed in answer.values()} == {"accepted"}
+        left = [replays[first : first + 100] for first in range(0, len(replays), 100)]
+        while left:
+            with suppress(OrchestratorUnreachable):
+                answer = stream.client.replay_workflows(left[0])
+                assert {replayed.state for replayed in answer.values()} == {"accepted"}
+                left.pop(0)
 
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)

@@ -16,8 +16,8 @@ from dlq_orchestrator.http.routes import CONTRACT_VERSION, contract, public
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's description, the body of problems, which its routes name by reference only, and the status of a body
-        that can't be read.
+        """FastAPI's description, the body of problems, which its routes name by reference only, and the status of
+        what can't be read.
         """
         schema = super().openapi()
         schema["components"]["schemas"]["Problem"] = models.Problem.model_json_schema()
