@@ -336,7 +336,7 @@ def ahead(seconds: float) -> int:
     ("circuit", "replayed", "words"),
     [
         (Circuit("closed"), 3, "the circuit of payments is closed: 3 entries are free"),
-        (Circuit("open", ahead(600)), 0, "the circuit of payments is open until 2"),
+        (Circuit("open", ahead(7 * 86_400)), 0, "the circuit of payments is open until 2"),
         (Circuit("open"), 0, "the circuit of payments is open: 3 entries are held"),
         (Circuit("open", ahead(-1)), 3, "half open: a canary decides; it passed: 2 entries are free"),
         (Circuit("half_open"), 3, "half open: a canary decides; it passed: 2 entries are free"),
