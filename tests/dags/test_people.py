@@ -29,7 +29,8 @@ def limits(house: House) -> dict[str, int]:
     """The plugins' quotas before any fix."""
     with house.look() as drain:
         assert drain.orchestrator is not None
-        return {quota.plugin: quota.limit for quota in drain.orchestrator.quotas()}
+        memory = [quota for quota in drain.orchestrator.quotas() if quota.resource == "memory_mb"]
+        return {quota.plugin: quota.limit for quota in memory}
 
 
 @pytest.fixture(scope="module")

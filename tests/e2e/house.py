@@ -135,7 +135,9 @@ class House:
             "ends": {topic: _ends(bootstrap, topic) for topic in (self.around.origin, self.around.dlq)},
             "offsets": _committed(bootstrap, f"dlq-drain.{QUEUE}", self.around.dlq),
             "routing": self.orchestrator("/v1/routing"),
-            "limits": {q["plugin"]: q["limit"] for q in self.orchestrator("/v1/quotas")["quotas"]},
+            "limits": {
+                (q["plugin"], q["resource"]): q["limit"] for q in self.orchestrator("/v1/quotas")["quotas"]
+            },
         }
 
 

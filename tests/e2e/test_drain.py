@@ -102,7 +102,8 @@ def test_routing_is_back_and_nothing_is_held(house: House, drained: str) -> None
 
 
 def test_the_quota_was_raised_within_the_policy(house: House, drained: str) -> None:
-    [quota] = [q for q in house.orchestrator("/v1/quotas")["quotas"] if q["plugin"] == "embedding"]
+    quotas = house.orchestrator("/v1/quotas")["quotas"]
+    [quota] = [q for q in quotas if (q["plugin"], q["resource"]) == ("embedding", "memory_mb")]
     assert 512 < quota["peak_need"] <= quota["limit"] <= house.config.quotas.ceilings["embedding"]
     with house.look(drained) as drain, drain.ledger.read() as tx:
         who = tx.execute(select(decision.c.who).where(decision.c.kind == "approve_fix")).scalar_one()
