@@ -71,7 +71,7 @@ class Outcomes:
             try:
                 tally = self.look(job_id, target, first, last, until)
             except OrchestratorBusy as busy:
-                tally, pause = self._known(job_id, first, last), max(pause, busy.retry_after_s or 0.0)
+                tally, pause = self.known(job_id, first, last), max(pause, busy.retry_after_s or 0.0)
             if tally.known >= share or time.monotonic() >= until:
                 return tally
             time.sleep(min(pause, max(0.0, until - time.monotonic())))
@@ -85,7 +85,7 @@ class Outcomes:
             self._observe(job_id, target, first, last, deadline)
         else:
             self._await_digestion(job_id, target, first, last, deadline)
-        return self._known(job_id, first, last)
+        return self.known(job_id, first, last)
 
     def glance(self, job_id: str, target: str, first: int, last: int, deadline: float) -> Tally:
         """What is known so far, without a wait: what the consuming group has passed and what did not come back yet
@@ -95,11 +95,11 @@ class Outcomes:
         if self._orchestrator is not None:
             with suppress(OrchestratorBusy):  # the step's end waits for it
                 self._ask(self._orchestrator, job_id, first, last, deadline)
-            return self._known(job_id, first, last)
+            return self.known(job_id, first, last)
         # The position first: a dead letter is written before it is passed.
         progress = drain.target.progress(target) if drain.target.transactional else None
         self._take(deadline)
-        known = self._known(job_id, first, last)
+        known = self.known(job_id, first, last)
         with drain.ledger.read() as tx:
             passed = ledger.passed_below(tx, job_id, first, last, progress) if progress else 0
         unsettled = min(known.awaited, max(0, passed - known.confirmed - known.returned))
@@ -112,7 +112,8 @@ class Outcomes:
         ends = self._drain.target.ends(target)
         return sum(max(0, end - progress[part]) for part, end in ends.items() if part in progress)
 
-    def _known(self, job_id: str, first: int, last: int) -> Tally:
+    def known(self, job_id: str, first: int, last: int) -> Tally:
+        """What the ledger knows of these ordinals."""
         with self._drain.ledger.read() as tx:
             counts = ledger.outcomes(tx, job_id, first, last)
         return Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))

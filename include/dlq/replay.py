@@ -85,9 +85,7 @@ def run_job(drain: Drain, job_id: str, deadline: float, progress: Progress | Non
     with drain.ledger.read() as tx:
         found = ledger.get(tx, job_id)
     if found.state == "closed":
-        with drain.ledger.read() as tx:
-            counts = ledger.outcomes(tx, job_id, 0, found.size)
-        tally = Tally(counts.get("confirmed", 0), counts.get("returned", 0), counts.get("replayed", 0))
+        tally = outcomes.known(job_id, 0, found.size)
         return Ran(job_id, _sent(tally), 0, tally, found.ended or "done")
     if found.kind == "replay" and (why := limits.forbids(drain)) is not None:
         raise Refused(f"queue {drain.queue}: job {job_id} is not sent: {why}; its entries stay in custody")

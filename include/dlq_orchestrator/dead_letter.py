@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Message, Producer
 
 from dlq_orchestrator.failures import Failure
+from dlq_orchestrator.producing import is_too_large, produce
 from dlq_orchestrator.workflow import Headers, Record, Run
 
 _OURS = "wf-"
@@ -86,37 +85,14 @@ class DeadLetterWriter:
         :returns: the places in `letters` of those no broker will ever take, because they are too large.
         :raises NotAcknowledged: any other fault; some may have been written, and will be again.
         """
-        refused = self._write(letters, range(len(letters)))
-        # the broker refuses a whole batch for one record in it; alone, only that record's size counts
-        return {place for place in sorted(refused) if len(letters) == 1 or self._write(letters, [place])}
-
-    def _write(self, letters: list[DeadLetter], places: Sequence[int]) -> set[int]:
-        too_large: set[int] = set()
-        faults: list[str] = []
-        acknowledged: set[int] = set()
-
-        def delivered(place: int, error: KafkaError | None, _: Message | None) -> None:
-            if error is None:
-                acknowledged.add(place)
-            elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                too_large.add(place)
-            else:
-                faults.append(error.str())
-
-        for place in places:
-            letter = letters[place]
-            try:
-                self._producer.produce(
-                    self._topic,
-                    key=letter.key,
-                    value=letter.value,
-                    headers=list(letter.headers),
-                    on_delivery=partial(delivered, place),
-                )
-            except KafkaException as error:
-                delivered(place, error.args[0], None)
-        self._producer.flush()
-        if missing := len(places) - len(acknowledged) - len(too_large):
-            why = faults[0] if faults else "no answer in time"
-            raise NotAcknowledged(f"{missing} dead letters were not acknowledged: {why}")
+        found = produce(self._producer, self._topic, letters)
+        too_large = {place for place, each in enumerate(found) if is_too_large(each)}
+        missing = [each for each in found if not isinstance(each, Message)]
+        if len(missing) > len(too_large):
+            why = next(
+                (e.str() for e in missing if e is not None and not is_too_large(e)), "no answer in time"
+            )
+            raise NotAcknowledged(
+                f"{len(missing) - len(too_large)} dead letters were not acknowledged: {why}"
+            )
         return too_large

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -18,6 +16,7 @@ from dlq_orchestrator.dead_letter import DeadLetterWriter
 from dlq_orchestrator.failures import DataCorruption
 from dlq_orchestrator.kafka_consumer import KafkaConsumer
 from dlq_orchestrator.origin import CannotStart, NotSubmitted, Origin, Outgoing, Place
+from dlq_orchestrator.producing import is_too_large, produce
 from dlq_orchestrator.routing import Routing
 from dlq_orchestrator.runner import Runner
 from dlq_orchestrator.store import Store
@@ -75,52 +74,16 @@ class KafkaInlet:
         self._topic = topic
 
     def put(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
-        found = self._produce(records)
-        # the broker refuses a whole batch for one record in it; alone, only that record's size counts
-        if len(records) > 1:
-            for place, each in enumerate(found):
-                if isinstance(each, DataCorruption):
-                    [found[place]] = self._produce([records[place]])
-        return found
+        return [self._place(found) for found in produce(self._producer, self._topic, records, _SUBMIT_S)]
 
-    def _produce(self, records: Sequence[Outgoing]) -> list[Place | NotSubmitted | DataCorruption]:
-        deadline = time.monotonic() + _SUBMIT_S
-        found: dict[int, Place | NotSubmitted | DataCorruption] = {}
-        reported = threading.Event()
-
-        def report(number: int, error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                found[number] = Place(
-                    self._topic, cast(int, message.partition()), cast(int, message.offset())
-                )
-            else:
-                found[number] = self._refusal(error)
-            if len(found) == len(records):
-                reported.set()
-
-        for number, record in enumerate(records):
-            try:
-                self._producer.produce(
-                    self._topic,
-                    key=record.key,
-                    value=record.value,
-                    headers=list(record.headers),
-                    on_delivery=partial(report, number),
-                )
-            except KafkaException as error:
-                found[number] = self._refusal(error.args[0])
-            except BufferError:
-                found[number] = NotSubmitted(f"{self._topic}: too much is on its way there")
-        self._producer.flush(_SUBMIT_S)
-        if len(found) < len(records):  # another thread's flush may run our reports
-            reported.wait(max(0.1, deadline - time.monotonic()))
-        late = NotSubmitted(f"{self._topic} did not acknowledge within {_SUBMIT_S:.0f} s")
-        return [found.get(number, late) for number in range(len(records))]
-
-    def _refusal(self, error: KafkaError) -> NotSubmitted | DataCorruption:
-        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+    def _place(self, found: Message | KafkaError | None) -> Place | NotSubmitted | DataCorruption:
+        if found is None:
+            return NotSubmitted(f"{self._topic} did not acknowledge within {_SUBMIT_S:.0f} s")
+        if is_too_large(found):
             return DataCorruption(f"{self._topic} takes no record of that size")
-        return NotSubmitted(f"{self._topic}: {error.str()}")
+        if isinstance(found, KafkaError):
+            return NotSubmitted(f"{self._topic}: {found.str()}")
+        return Place(self._topic, cast(int, found.partition()), cast(int, found.offset()))
 
 
 class _Clients:

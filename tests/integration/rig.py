@@ -35,17 +35,19 @@ from sqlalchemy import text
 from tests.integration import worker
 
 from dlq.archive import Archive, Rows
-from dlq.config import QueueConfig
+from dlq.config import OrchestratorRef, QueueConfig
 from dlq.drain import Drain, drain_id
 from dlq.entry import payload_sha
 from dlq.errors import QueueBusy
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
 from dlq.opening import open_drain
+from dlq.orchestrator import HttpOrchestrator
 from dlq.ports import Connection, Connections
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import categorize
-from dlq_demo.broker import create_topic
+from dlq_demo.broker import Broker, create_topic
+from dlq_demo.orchestrator import ReferenceOrchestrator
 
 # A server that has imported everything: from it a worker starts in milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
@@ -644,6 +646,34 @@ class TargetConsumer(threading.Thread):
             if h[0].startswith("wf-")
         ]
         return seen.key, seen.value, [*own, *wrote]
+
+
+class OrchestratedRig(Rig):
+    """A rig whose queue has an orchestrator; start and stop its ``service``.
+
+    :param options: more of the orchestrator's command line.
+    """
+
+    def __init__(self, broker: Broker, folder: Path, *options: str) -> None:
+        super().__init__(broker.bootstrap, folder / "rig")
+        self.service = ReferenceOrchestrator(
+            broker.bootstrap,
+            origin=self.origin,
+            dlq=self.dlq,
+            folder=folder / "orchestrator",
+            group=self.group,
+            options=options,
+        )
+        self.client = HttpOrchestrator(self.service.url, self.service.token)
+        self.config = self.config.model_copy(
+            update={"orchestrator": OrchestratorRef(connection="orchestrator")}
+        )
+
+    @property
+    def connections(self) -> Connections:
+        kafka = super().connections
+        ours = Connection("orchestrator", "http", host=self.service.url, password=self.service.token)
+        return lambda name: ours if name == "orchestrator" else kafka(name)
 
 
 class Worker:

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.integration.rig import Rig, wait_until
+from tests.integration.rig import OrchestratedRig, wait_until
 
-from dlq.config import OrchestratorRef
 from dlq.conservation import prove
-from dlq.ports import Connection, Connections
 from dlq_demo.broker import Broker
-from dlq_demo.orchestrator import ReferenceOrchestrator
 
 WORKFLOWS = 40
 RULES = """
@@ -29,35 +26,11 @@ rules:
 """
 
 
-class HeldRig(Rig):
-    """A rig whose queue has an orchestrator whose plugins can be broken."""
-
-    def __init__(self, broker: Broker, folder: Path) -> None:
-        super().__init__(broker.bootstrap, folder / "rig")
-        self.service = ReferenceOrchestrator(
-            broker.bootstrap,
-            origin=self.origin,
-            dlq=self.dlq,
-            folder=folder / "orchestrator",
-            group=self.group,
-            options=["--fault-injection", "--backoff-base", "0.01"],
-        )
-        self.config = self.config.model_copy(
-            update={"orchestrator": OrchestratorRef(connection="orchestrator")}
-        )
-
-    @property
-    def connections(self) -> Connections:
-        kafka = super().connections
-        ours = Connection("orchestrator", "http", host=self.service.url, password=self.service.token)
-        return lambda name: ours if name == "orchestrator" else kafka(name)
-
-
 @pytest.fixture
-def rig(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldRig]:
+def rig(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OrchestratedRig]:
     (tmp_path / "taxonomy.yaml").write_text(RULES)
     monkeypatch.setenv("DLQ_CONFIG", str(tmp_path))
-    one = HeldRig(broker, tmp_path)
+    one = OrchestratedRig(broker, tmp_path, "--fault-injection", "--backoff-base", "0.01")
     try:
         with one.service:
             yield one
@@ -66,7 +39,7 @@ def rig(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def http(rig: HeldRig) -> Iterator[httpx.Client]:
+def http(rig: OrchestratedRig) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {rig.service.token}"}
     with httpx.Client(base_url=rig.service.url, headers=headers) as client:
         yield client
@@ -82,11 +55,13 @@ def charge(number: int) -> bytes:
     return json.dumps({"workflow": "order", "correlation_id": f"c-{number}", "steps": [step]}).encode()
 
 
-def make_due(rig: Rig) -> None:
+def make_due(rig: OrchestratedRig) -> None:
     rig.write("UPDATE entry SET hold_until = '2020-01-01T00:00:00.000+00:00' WHERE hold_until IS NOT NULL")
 
 
-def test_held_until_the_circuit_closes_by_one_canary_at_a_time(rig: HeldRig, http: httpx.Client) -> None:
+def test_held_until_the_circuit_closes_by_one_canary_at_a_time(
+    rig: OrchestratedRig, http: httpx.Client
+) -> None:
     rig.begin()
     fault = {"plugin": "payments", "error": "TransientNetwork", "share": 1.0, "seconds": 600}
     assert http.put("/v1/faults/down", json=fault).is_success

@@ -11,43 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.rig import Rig, wait_until
+from tests.integration.rig import OrchestratedRig, wait_until
 
-from dlq.config import OrchestratorRef
-from dlq.orchestrator import HttpOrchestrator
-from dlq.ports import Connection, Connections
 from dlq.routing import extend_isolation, isolate, restore_routing
 from dlq_demo.broker import Broker
-from dlq_demo.orchestrator import ReferenceOrchestrator
-
-
-class IsolatedRig(Rig):
-    """A rig whose queue has an orchestrator."""
-
-    def __init__(self, broker: Broker, folder: Path) -> None:
-        super().__init__(broker.bootstrap, folder / "rig")
-        self.service = ReferenceOrchestrator(
-            broker.bootstrap,
-            origin=self.origin,
-            dlq=self.dlq,
-            folder=folder / "orchestrator",
-            group=self.group,
-        )
-        self.client = HttpOrchestrator(self.service.url, self.service.token)
-        self.config = self.config.model_copy(
-            update={"orchestrator": OrchestratorRef(connection="orchestrator")}
-        )
-
-    @property
-    def connections(self) -> Connections:
-        kafka = super().connections
-        ours = Connection("orchestrator", "http", host=self.service.url, password=self.service.token)
-        return lambda name: ours if name == "orchestrator" else kafka(name)
 
 
 @pytest.fixture
-def rig(broker: Broker, tmp_path: Path) -> Iterator[IsolatedRig]:
-    one = IsolatedRig(broker, tmp_path)
+def rig(broker: Broker, tmp_path: Path) -> Iterator[OrchestratedRig]:
+    one = OrchestratedRig(broker, tmp_path)
     try:
         with one.service:
             yield one
@@ -72,7 +44,7 @@ HOLDER = textwrap.dedent("""
 """)
 
 
-def test_routing_comes_back_by_its_lease_after_the_worker_was_killed(rig: IsolatedRig) -> None:
+def test_routing_comes_back_by_its_lease_after_the_worker_was_killed(rig: OrchestratedRig) -> None:
     arguments = [rig.config.model_dump_json(), rig.bootstrap, rig.service.url, rig.service.token]
     worker = subprocess.Popen([sys.executable, "-c", HOLDER, *arguments], stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
@@ -85,7 +57,7 @@ def test_routing_comes_back_by_its_lease_after_the_worker_was_killed(rig: Isolat
     print(f"routing came back {time.monotonic() - began:.1f} s after the kill, without anybody asking")
 
 
-def test_a_stage_extends_the_pause_and_the_teardown_ends_it(rig: IsolatedRig) -> None:
+def test_a_stage_extends_the_pause_and_the_teardown_ends_it(rig: OrchestratedRig) -> None:
     drain = rig.open("r1")
     assert isolate(drain, 30)["isolation"] == "routing"
     first = rig.client.routing().until_ms or 0
@@ -98,7 +70,7 @@ def test_a_stage_extends_the_pause_and_the_teardown_ends_it(rig: IsolatedRig) ->
     assert restore_routing(drain)["restored"], "a retried teardown changes nothing"
 
 
-def test_an_orchestrator_that_is_down_means_no_isolation_and_is_said(rig: IsolatedRig) -> None:
+def test_an_orchestrator_that_is_down_means_no_isolation_and_is_said(rig: OrchestratedRig) -> None:
     drain = rig.open("r1")
     rig.service.stop()
     done = isolate(drain, 30)

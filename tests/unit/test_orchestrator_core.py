@@ -200,7 +200,8 @@ def engine(tmp_path, sandbox):
 
 def call(sandbox: PluginSandbox, run: Any, *scopes: str, memory_mb: int = 16, **args: str) -> dict[str, Any]:
     step = Step("s", "p", run.__name__, args)
-    return asyncio.run(sandbox.call(Call(step, "k/s", "1.0", frozenset(scopes)), 1, memory_mb))
+    called = Call(step, "k/s", "1.0", frozenset(scopes))
+    return asyncio.run(sandbox.call(sandbox.prepare(step), called, 1, memory_mb))
 
 
 @pytest.mark.parametrize(

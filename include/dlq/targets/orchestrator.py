@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from dlq.errors import ConfigError
 from dlq.ledger.custody import batched
@@ -16,7 +16,8 @@ from dlq.orchestrator import (
     Replay,
     Replayed,
 )
-from dlq.ports import Delivered, Output, Refusal, Writer
+from dlq.ports import Delivered, Output, Refusal
+from dlq.targets.untransacted import Untransacted
 
 _AT_ONCE = 100  # the runbook's batch
 _PAUSE_S = 1.0
@@ -27,10 +28,8 @@ _REMEMBERED_S = 23 * 3600.0
 """So long a key that was accepted is put in no more: the contract's day, less an hour for calls and clocks."""
 
 
-class OrchestratorReplay:
+class OrchestratorReplay(Untransacted):
     """The target adapter for a queue's own orchestrator. Outcomes are asked of it, too."""
-
-    transactional = False
 
     def __init__(self, orchestrator: Orchestrator) -> None:
         self._orchestrator = orchestrator
@@ -50,35 +49,11 @@ class OrchestratorReplay:
     def findings(self, _source: str) -> list[str]:
         return []
 
-    def ends(self, _topic: str) -> dict[int, int]:
-        return {}
-
-    def writer(self, job: str, topic: str, metadata: str) -> Writer:
-        raise NotImplementedError("an orchestrator has no transactions; replays go by a sender")
-
     def sender(self, _topic: str) -> OrchestratorSender:
         return OrchestratorSender(self._orchestrator)
 
-    def delivered(self, _topic: str, _start: Mapping[int, int]) -> Iterator[list[tuple[str, int, int, int]]]:
-        return iter(())
-
-    def progress(self, _topic: str) -> dict[int, int] | None:
-        return None
-
     def digested(self, _topic: str, _source: str) -> float | None:
         return None
-
-    def compacted(self, _topic: str) -> bool:
-        return False
-
-    def newest(
-        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
-    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
-        raise NotImplementedError("an orchestrator keeps every workflow")
-
-    def grown(self, _seconds: float) -> int:
-        """Not known."""
-        return 0
 
     def close(self) -> None:
         """The orchestrator's client is the drain's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError,
 from dlq import aws, mark, sqs
 from dlq.config import SqsTarget
 from dlq.errors import ConfigError, TargetError
-from dlq.ports import Connections, Delivered, Output, Refusal, Writer
+from dlq.ports import Connections, Delivered, Output, Refusal
+from dlq.targets.untransacted import Untransacted
 
 _ATTRIBUTES = 10
 _BODY = 1 << 20
@@ -27,10 +28,8 @@ _DEDUPLICATED_S = 270.0
 does for 5 minutes: SendMessage, API reference)."""
 
 
-class SqsReplay:
+class SqsReplay(Untransacted):
     """The target adapter for the queues in ``target.allow``."""
-
-    transactional = False
 
     def __init__(self, config: SqsTarget, connections: Connections) -> None:
         self._config = config
@@ -67,20 +66,8 @@ class SqsReplay:
                 )
         return found
 
-    def ends(self, _topic: str) -> dict[int, int]:
-        return {}
-
-    def writer(self, job: str, topic: str, metadata: str) -> Writer:
-        raise NotImplementedError("a queue has no transactions; replays go by a sender")
-
     def sender(self, topic: str) -> SqsSender:
         return SqsSender(self._once, self._queue(topic))
-
-    def delivered(self, _topic: str, _start: Mapping[int, int]) -> Iterator[list[tuple[str, int, int, int]]]:
-        return iter(())
-
-    def progress(self, _topic: str) -> dict[int, int] | None:
-        return None
 
     def digested(self, topic: str, source: str) -> float | None:
         """What was sent before the queue was last seen empty, and longer ago than a failure takes to come back."""
@@ -105,18 +92,6 @@ class SqsReplay:
         if receives is None:
             return None
         return int(receives) * queue.number("VisibilityTimeout", 30) + queue.number("DelaySeconds", 0)
-
-    def compacted(self, _topic: str) -> bool:
-        return False
-
-    def newest(
-        self, topic: str, since: Mapping[int, int], keys: Container[bytes]
-    ) -> tuple[dict[tuple[int, bytes], int], dict[int, int]]:
-        raise NotImplementedError("a queue keeps every message")
-
-    def grown(self, _seconds: float) -> int:
-        """Not known: a queue does not count what went through it."""
-        return 0
 
     def close(self) -> None:
         self._client.close()

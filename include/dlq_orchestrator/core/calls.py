@@ -60,12 +60,11 @@ class PluginCalls:
         :param count: which try this is, over all replays, from 1.
         :raises StepError: the call failed, or was not let through.
         """
-        self._sandbox.tool(step)
-        needs = self._sandbox.needs(step)
+        prepared = self._sandbox.prepare(step)
         plugin = self._registry.plugin(step.plugin)
         if plugin.disabled:
             raise PluginDisabled(f"{step.plugin} is disabled")
-        memory_mb = self._limiter.grant_memory(step, needs.memory_mb)
+        memory_mb = self._limiter.grant_memory(step, prepared.needs.memory_mb)
         await self._limiter.take_turn(step, tenant)
         async with self._limiter.among(step):
             circuit = self._circuits[step.plugin]
@@ -77,7 +76,7 @@ class PluginCalls:
                 if self._faults is not None and (error := self._faults.pick(step.plugin, step.tool)):
                     raise ERRORS[error](f"injected into {step.component}: {error}")
                 call = Call(step, effect_key, plugin.version, plugin.scopes)
-                output = await self._sandbox.call(call, count, memory_mb)
+                output = await self._sandbox.call(prepared, call, count, memory_mb)
             except _DOWN:
                 circuit.failed()
                 raise

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor, CancelledError
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -43,6 +44,15 @@ class Needs(msgspec.Struct, frozen=True):
     fault: Fault | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A step's tool, and what its arguments say to the tool and about the call."""
+
+    tool: Tool
+    args: Any
+    needs: Needs
+
+
 class PluginSandbox:
     """Runs one call of one tool, and turns whatever it does into an output or a `StepError`.
 
@@ -71,14 +81,15 @@ class PluginSandbox:
         except KeyError:
             raise PluginError(f"there is no tool {step.component}") from None
 
-    def needs(self, step: Step) -> Needs:
-        """What the call needs beside its tool's arguments.
-
-        :raises DataCorruption: its arguments say it wrongly.
+    def prepare(self, step: Step) -> Prepared:
         """
-        return _converted(step, Needs)
+        :raises PluginError: no plugin has that tool.
+        :raises DataCorruption: its arguments are wrong.
+        """
+        tool = self.tool(step)
+        return Prepared(tool, _converted(step, tool.args), _converted(step, Needs))
 
-    async def call(self, call: Call, count: int, memory_mb: int) -> dict[str, Any]:
+    async def call(self, prepared: Prepared, call: Call, count: int, memory_mb: int) -> dict[str, Any]:
         """Run a call once, in a process with these limits.
 
         :param count: which try this is, over all replays, from 1.
@@ -86,14 +97,20 @@ class PluginSandbox:
         :raises StepError: the call failed.
         """
         step = call.step
-        tool = self.tool(step)
-        args, fault = _converted(step, tool.args), self.needs(step).fault
         pool = self._pool
         try:
             called = asyncio.wrap_future(
                 pool.schedule(
                     perform,
-                    (tool.run, args, call, fault, count, self._time_limit_s, memory_mb),
+                    (
+                        prepared.tool.run,
+                        prepared.args,
+                        call,
+                        prepared.needs.fault,
+                        count,
+                        self._time_limit_s,
+                        memory_mb,
+                    ),
                     timeout=self._time_limit_s + _GRACE_S,
                 )
             )

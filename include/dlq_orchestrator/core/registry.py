@@ -168,12 +168,10 @@ class Registry:
         """Write the violations counted since the last time, in the caller's transaction."""
         with self._lock:
             unsaved, self._unsaved = self._unsaved, set()
-            rows = [(name, v.scope, v.count, v.last_at) for name, v in self._of(unsaved)]
+            found = [(name, self._plugins[name].violations[scope]) for name, scope in unsaved]
+            rows = [(name, v.scope, v.count, v.last_at) for name, v in found]
         db.executemany(
             "INSERT INTO violation VALUES (?, ?, ?, ?) ON CONFLICT (plugin, scope) DO UPDATE SET"
             " count = excluded.count, last_at = excluded.last_at",
             rows,
         )
-
-    def _of(self, unsaved: set[tuple[str, str]]) -> list[tuple[str, Violation]]:
-        return [(name, self._plugins[name].violations[scope]) for name, scope in unsaved]

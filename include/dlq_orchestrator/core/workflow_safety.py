@@ -186,12 +186,12 @@ class WorkflowSafety:
         """Forget what is over and old, some at a time, in the caller's transaction."""
         before = now - self._keep_ms
         old = "SELECT correlation_id FROM workflow WHERE changed_at < ? ORDER BY changed_at LIMIT ?"
-        ids = json.dumps([row[0] for row in db.execute(old, [before, _FORGET_AT_ONCE])])
-        for table in ("step", "effect", "record", "override", "workflow"):
-            db.execute(
-                f"DELETE FROM {table} WHERE correlation_id IN (SELECT value FROM json_each(?))",  # noqa: S608
-                [ids],
-            )
+        if ids := [row[0] for row in db.execute(old, [before, _FORGET_AT_ONCE])]:
+            for table in ("step", "effect", "record", "override", "workflow"):
+                db.execute(
+                    f"DELETE FROM {table} WHERE correlation_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+                    [json.dumps(ids)],
+                )
         for table in ("dedupe", "outcome", "claim", "replay"):
             db.execute(
                 f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE at < ? LIMIT ?)",  # noqa: S608
