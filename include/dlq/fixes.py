@@ -125,7 +125,7 @@ def apply_fix(drain: Drain, digest: str, decision: int | None) -> dict[str, Any]
     drain.note("apply_fix", "about to apply what was approved", applied=proposal["fixes"], decision=decision)
     said = []
     for fix in proposal["fixes"]:
-        key = f"{drain.id}:{drain.epoch}:{digest[:16]}:{fix['plugin']}"
+        key = f"{drain.id}:{drain.epoch}:{digest[:16]}:{fix['remedy']}:{fix['plugin']}"
         try:
             said.append(REMEDIES[fix["remedy"]].apply(orchestrator, fix, who, key))
         except PluginChanged as error:
@@ -230,7 +230,7 @@ def _roll_back(drain: Drain, fix: Fix) -> str:
     if drain.orchestrator is None:
         return f"NOT rolled back from {fix['change']}: no orchestrator is configured"
     # The epoch: to an orchestrator that remembers keys, a cleared drain's second roll back is none of its first.
-    key = f"{drain.id}:{drain.epoch}:roll back:{fix['plugin']}"
+    key = f"{drain.id}:{drain.epoch}:roll back:{fix['remedy']}:{fix['plugin']}"
     try:
         return REMEDIES[fix["remedy"]].undo(drain.orchestrator, fix, key)
     except OrchestratorError as error:

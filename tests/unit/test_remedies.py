@@ -163,3 +163,33 @@ def test_of_several_quotas_the_one_that_was_exceeded_is_raised_within_its_own_ce
     assert (fix["proposed"], fix["within_policy"], fix["resource"]) == (375, True, "calls_per_s")
     config = queue.config.model_copy(update={"quotas": QuotaPolicy(ceilings={"payments": 1})})
     assert RaiseQuota().propose("payments", calls, config) == "needs 300, the ceiling is 1"
+
+
+def test_two_fixes_of_one_plugin_are_two_changes_to_an_orchestrator_that_remembers_keys(
+    queue: MemoryRig,
+) -> None:
+    keys: list[str] = []
+
+    class Both(Plugins):
+        def quotas(self) -> list[Quota]:
+            return [Quota("payments", "memory_mb", 10, 100, peak_need=20)]
+
+        def set_quota(self, plugin: str, limit: int, key: str, resource: str) -> Quota:
+            keys.append(key)
+            return Quota(plugin, resource, limit, 100)
+
+        def patch_plugin(self, name: str, patch: PluginPatch, idempotency_key: str) -> Plugin:
+            keys.append(idempotency_key)
+            return super().patch_plugin(name, patch, idempotency_key)
+
+    queue.put(3, "ScopeViolation")
+    queue.put(3, "MemoryQuotaExceeded")
+    drain = queue.open("r1")
+    queue.take(drain)
+    categorize(drain)
+    orchestrator = Both()
+    orchestrator.levels = {"quotas", "plugins"}
+    said = proposed(drain, orchestrator)
+    assert len(said["fixes"]) == 2
+    fixes.apply_fix(drain, said["hash"], approved(drain, said["hash"]))
+    assert len(set(keys)) == 2
