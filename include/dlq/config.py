@@ -333,7 +333,40 @@ class PluginPolicy(_Model):
     scopes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
-_MAY_BE_NONE = {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe"}
+class ChaosFault(_Model):
+    """One fault of a chaos run: what is broken while workflows like the golden flow ``flow`` run.
+
+    Exactly one of ``error`` (what the plugin's calls fail with), ``memory_mb`` (what its quota is lowered to), ``scope``
+    (which is taken from it) and ``corrupt`` (records cut short) says how. ``plugin`` is one that the flow calls.
+    """
+
+    flow: str
+    plugin: str | None = None
+    error: str | None = None
+    memory_mb: int | None = Field(default=None, ge=1)
+    scope: str | None = None
+    corrupt: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> ChaosFault:
+        if sum(how is not None for how in (self.error, self.memory_mb, self.scope, self.corrupt)) != 1:
+            raise ValueError("write exactly one of error, memory_mb, scope and corrupt")
+        if (self.plugin is None) != (self.corrupt is True):
+            raise ValueError("plugin: name the one that is broken; corrupt has none")
+        return self
+
+
+class Chaos(_Model):
+    """Marks a queue as a chaos target: ``workflows`` of each fault fail within ``deadline``, then a drain must recover
+    them all.
+    """
+
+    workflows: int = Field(default=10, ge=1, le=1000)
+    deadline: Annotated[Seconds, Field(gt=0, le=3000)] = 60.0
+    faults: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")], ChaosFault] = Field(min_length=1)
+
+
+_MAY_BE_NONE = {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe", "chaos"}
 
 
 class QueueConfig(_Model):
@@ -358,6 +391,7 @@ class QueueConfig(_Model):
     formats: tuple[str, ...] = ()
     dedupe_key: str | None = None
     golden_flows: str | None = None
+    chaos: Chaos | None = None
     schedule: str | None = None
     ledger: str
     archive: str
@@ -405,6 +439,13 @@ class QueueConfig(_Model):
     def _asks_somebody(self) -> QueueConfig:
         if isinstance(self.target, OrchestratorTarget) and self.orchestrator is None:
             raise ValueError("target.kind: orchestrator needs one: name its connection under `orchestrator`")
+        return self
+
+    @model_validator(mode="after")
+    def _breaks_what_it_can_judge(self) -> QueueConfig:
+        missing = [name for name in ("orchestrator", "golden_flows") if getattr(self, name) is None]
+        if self.chaos is not None and missing:
+            raise ValueError(f"chaos: needs {' and '.join(missing)}: what is broken, and how it should end")
         return self
 
     @model_validator(mode="after")

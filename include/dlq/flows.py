@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlq.config import config_root
+from dlq.config import QueueConfig, config_root
 from dlq.drain import Drain
 from dlq.golden import GoldenFlow, load_golden_flows, run_golden_flows
 from dlq.orchestrator import OrchestratorError
+
+
+def flows_of(config: QueueConfig) -> list[GoldenFlow]:
+    """A queue's golden flows; it has some.
+
+    :raises ConfigError: they can't be read.
+    """
+    assert config.golden_flows is not None
+    return load_golden_flows(Path(str(config_root() / "golden_flows" / config.golden_flows)))
 
 
 def _flows(drain: Drain) -> tuple[list[GoldenFlow], str | None]:
@@ -17,7 +26,7 @@ def _flows(drain: Drain) -> tuple[list[GoldenFlow], str | None]:
         return [], "no golden flows are configured (golden_flows)"
     if drain.orchestrator is None:
         return [], "golden flows are configured, but no orchestrator to run them"
-    return load_golden_flows(Path(str(config_root() / "golden_flows" / drain.config.golden_flows))), None
+    return flows_of(drain.config), None
 
 
 def baseline(drain: Drain) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class _GoldenRun:
             self._end(f"{self._flow.name}: its state could not be read: {error}")
             return
         if state is not None and state.state != "pending":
-            self._end(*_differences(self._flow, state))
+            self._end(*differences(self._flow, state))
         elif late:
             done = ", ".join(step.name for step in state.steps) if state else ""
             self._end(
@@ -156,7 +156,8 @@ class _GoldenRun:
         self.result = GoldenResult(self._flow.name, self._correlation_id, seconds, differences)
 
 
-def _differences(flow: GoldenFlow, state: WorkflowState) -> Iterator[str]:
+def differences(flow: GoldenFlow, state: WorkflowState) -> Iterator[str]:
+    """How a workflow that has ended is not what its golden flow expects: flow, step and difference."""
     if state.state != flow.expect.state:
         why = ""
         if state.failure:

@@ -258,7 +258,7 @@ class Orchestrator(Protocol):
     """What the drain asks of an orchestrator. Every call may raise `OrchestratorError`.
 
     Levels: *outcome* (outcomes, submit_workflow, workflow, success_rate), *failures*, *replay*, *routing*, *quotas*,
-    *plugins*; a call of a level that is not offered raises `CapabilityMissing`.
+    *plugins*, *faults*; a call of a level that is not offered raises `CapabilityMissing`.
     """
 
     def capabilities(self) -> frozenset[str]:
@@ -314,6 +314,12 @@ class Orchestrator(Protocol):
 
         :raises PluginChanged: it is not at the revision the patch was made for.
         """
+
+    def inject_fault(self, name: str, plugin: str, error: str, seconds: float) -> None:
+        """Have every call of a plugin fail with ``error``, for so long at most; in place of a fault of that name."""
+
+    def end_fault(self, name: str) -> None:
+        """End a fault. None of that name: nothing to do."""
 
     def close(self) -> None: ...
 
@@ -534,6 +540,15 @@ class HttpOrchestrator:
         change = {key: value for key, value in asdict(patch).items() if value is not None}
         path = f"/v1/plugins/{quote(name, safe='')}"
         return self._ask(Plugin, "PATCH", path, json=change, headers={"Idempotency-Key": idempotency_key})
+
+    def inject_fault(self, name: str, plugin: str, error: str, seconds: float) -> None:
+        self._need("faults")
+        new = {"plugin": plugin, "error": error, "share": 1.0, "seconds": seconds}
+        self._request("PUT", f"/v1/faults/{quote(name, safe='')}", json=new)
+
+    def end_fault(self, name: str) -> None:
+        self._need("faults")
+        self._request("DELETE", f"/v1/faults/{quote(name, safe='')}")
 
     def _need(self, level: Level) -> None:
         levels = self._levels if self._levels is not None else self.capabilities()

@@ -68,6 +68,7 @@ class Reserve(msgspec.Struct, frozen=True):
 
 
 def _reserve(args: Reserve, call: Call) -> dict[str, Any]:
+    call.require("inventory:write")
     if args.quantity > _STOCK_MAX:
         raise PluginError(f"no warehouse holds more than {_STOCK_MAX} of anything")
     warehouse = _WAREHOUSES[hashlib.sha256(args.sku.encode()).digest()[0] % len(_WAREHOUSES)]
@@ -85,6 +86,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 def _charge(args: Charge, call: Call) -> dict[str, Any]:
+    call.require("payments:write")
     fee = (args.amount_cents * 29 + 999) // 1000 + 30
     return {
         "payment": call.reference("pay"),
@@ -100,7 +102,8 @@ class Query(msgspec.Struct, frozen=True):
     top: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
 
 
-def _query(args: Query, _: Call) -> dict[str, Any]:
+def _query(args: Query, call: Call) -> dict[str, Any]:
+    call.require("search:read")
     wanted = set(args.text.lower().split())
     scores = {sku: len(wanted & set(text.replace(",", "").split())) for sku, text in _CATALOGUE.items()}
     hits = sorted((sku for sku, score in scores.items() if score), key=lambda sku: (-scores[sku], sku))
@@ -112,8 +115,9 @@ class Embed(msgspec.Struct, frozen=True):
     dimensions: Annotated[int, msgspec.Meta(ge=2, le=64)] = 8
 
 
-def _embed(args: Embed, _: Call) -> dict[str, Any]:
+def _embed(args: Embed, call: Call) -> dict[str, Any]:
     """A bag of words by feature hashing, scaled to length 1."""
+    call.require("embedding:read")
     vector = [0.0] * args.dimensions
     for word in args.text.lower().split():
         digest = hashlib.sha256(word.encode()).digest()
@@ -129,6 +133,7 @@ class Send(msgspec.Struct, frozen=True):
 
 
 def _send(args: Send, call: Call) -> dict[str, Any]:
+    call.require("notify:send")
     parts = math.ceil(len(args.subject) / 160) or 1
     return {
         "message": call.reference("msg"),

@@ -36,7 +36,6 @@ CREATE TABLE IF NOT EXISTS replay (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS replay_of ON replay (correlation_id, at);
 CREATE INDEX IF NOT EXISTS replay_at ON replay (at);
-CREATE INDEX IF NOT EXISTS replay_at ON replay (at);
 CREATE TABLE IF NOT EXISTS override (
   id INTEGER PRIMARY KEY, correlation_id TEXT NOT NULL, step TEXT NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('input', 'output')), document TEXT NOT NULL,

@@ -71,7 +71,10 @@ def configuration(queue: str, context: Context) -> QueueConfig:
 
 def run_key(dag_id: str, run_id: str) -> str:
     """What a drain's id is made from: a run id is unique within its Dag only, and a review is no drain."""
-    return f"review:{run_id}" if dag_id.startswith("dlq_review__") else run_id
+    for kind in ("review", "chaos"):
+        if dag_id.startswith(f"dlq_{kind}__"):
+            return f"{kind}:{run_id}"
+    return run_id
 
 
 def attach(queue: str, context: Context) -> Drain:

@@ -20,7 +20,7 @@ HEADERS = {
     "Cache-Control": "private, no-store",
 }
 MEDIA = {"html": "text/html; charset=utf-8", "json": "application/json"}
-DAG = re.compile(r"dlq_(?:drain|review)__([a-z0-9_]{1,40})")
+DAG = re.compile(r"dlq_(?:drain|review|chaos)__([a-z0-9_]{1,40})")
 DRAIN = re.compile(r"([a-z0-9_]{1,40})-[0-9a-f]{12}")
 
 # Airflow mounts it as it is: it inherits no authentication, so each route asks for its own.

@@ -21,7 +21,7 @@ from dlq.report.tally import build_report
 if TYPE_CHECKING:
     from dlq.drain import Drain
 
-__all__ = ["ReportData", "build_report", "render", "summarise", "write_report"]
+__all__ = ["ReportData", "build_report", "page", "put", "render", "summarise", "write_report"]
 
 _HERE = Path(__file__).parent
 _GROUPS, _NOTES = 25, 200
@@ -82,14 +82,14 @@ def write_report(drain: Drain) -> dict[str, Any]:
     data = build_report(drain)
     folder = UPath(drain.config.report)
     html, json = folder / f"{drain.id}.html", folder / f"{drain.id}.json"
-    _put(json, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
-    _put(html, render(data).encode())
+    put(json, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    put(html, render(data).encode())
     drain.note("write_report", f"the report is at {html}")
     return {"html": str(html), "json": str(json), "summary": summarise(data)}
 
 
-def render(data: ReportData) -> str:
-    """The HTML page: self-contained, without script, everything a dead letter says escaped."""
+def page(template: str, **values: Any) -> str:
+    """A template of this folder as an HTML page: self-contained, without script, all values escaped."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -109,15 +109,23 @@ def render(data: ReportData) -> str:
     )
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     digest = b64encode(sha256(style.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        style=Markup(style),  # noqa: S704 - our own file
+        style_hash=f"sha256-{digest}",
+        **values,
+    )
+
+
+def render(data: ReportData) -> str:
+    """A drain's report as an HTML page."""
     drawn = {"groups": plots.outcome_by_group(data.groups), "timeline": plots.timeline(data.timeline)}
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         r=data,
         title=f"{data.kind.capitalize()} of {data.queue}",
         headline=_headline(data),
         sentence=_sentence(data),
         seen_once=_SEEN_ONCE[data.proof.seen_once_by],
-        style=Markup(style),  # noqa: S704 - our own file
-        style_hash=f"sha256-{digest}",
         plots={name: Markup(svg) if svg else None for name, svg in drawn.items()},  # noqa: S704 - drawn by us, text escaped
         groups_shown=_GROUPS,
         notes=_shown_notes(data),
@@ -266,7 +274,7 @@ def _one_line(text: str) -> str:
     return re.sub(r"[^\S ]+|[\x00-\x1f\x7f-\x9f]+", " ", text)
 
 
-def _put(path: UPath, data: bytes) -> None:
+def put(path: UPath, data: bytes) -> None:
     """Object stores put a file at once; a local one is written beside and renamed."""
     if path.protocol not in ("", "file"):
         path.write_bytes(data)

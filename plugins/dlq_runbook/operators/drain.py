@@ -26,12 +26,12 @@ LOCAL_EXECUTORS = {"LocalExecutor", "SequentialExecutor"}
 class OpenDrain(DlqOperator):
     """Take the queue's lease, freeze its configuration, look before anything is touched.
 
-    :param kind: What the lease is taken for: ``drain`` or ``review``.
+    :param kind: What the lease is taken for: ``drain``, ``review``, or ``cli`` for what is neither.
     """
 
     isolated = False
 
-    def __init__(self, *, kind: Literal["drain", "review"] = "drain", **kwargs: Any) -> None:
+    def __init__(self, *, kind: Literal["drain", "review", "cli"] = "drain", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kind = kind
 

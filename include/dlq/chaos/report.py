@@ -1,0 +1,67 @@
+"""The report of a chaos run: what was broken, and whether all of it works again; a page to read, and JSON beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+from upath import UPath
+
+from dlq import clock
+from dlq.chaos.recovery import Recovered
+from dlq.config import ChaosFault
+from dlq.report.write import page, put
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault in the report. ``doubled`` is None where nobody counts effects."""
+
+    fault: str
+    broke: str
+    failed: int
+    recovered: int
+    waiting: int
+    lost: int
+    doubled: int | None
+    whole: bool
+    why: tuple[str, ...] = ()
+
+
+def row(found: Recovered, fault: ChaosFault) -> Row:
+    """What became of a fault of the queue's file."""
+    why = found.why if found.skipped is None else (f"not injected: {found.skipped}",)
+    return Row(
+        found.fault, told(fault), found.failed, found.recovered, found.waiting, found.lost, None, found.whole, why
+    )
+
+
+def told(fault: ChaosFault) -> str:
+    """What a fault breaks, in words."""
+    if fault.error is not None:
+        return f"each call of {fault.plugin} fails with {fault.error}"
+    if fault.memory_mb is not None:
+        return f"{fault.plugin}'s memory quota is {fault.memory_mb} MiB"
+    if fault.scope is not None:
+        return f"{fault.plugin} may not reach for {fault.scope}"
+    return "records are cut short"
+
+
+def write(folder: str, name: str, queue: str, run: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write ``<name>.html`` and ``.json``; returns where they are and the sentence they begin with."""
+    broken = [one for one in rows if not one.whole]
+    lost, doubled = sum(one.lost for one in rows), sum(one.doubled or 0 for one in rows)
+    sentence = (
+        f"{len(rows)} faults, {sum(one.failed for one in rows):,} dead letters, "
+        f"{sum(one.recovered for one in rows):,} recovered, {lost:,} lost, {doubled:,} doubled"
+    )
+    whole = bool(rows) and not broken
+    headline = "Recovered in full" if whole else f"Not recovered: {', '.join(one.fault for one in broken) or 'nothing ran'}"
+    data = {"queue": queue, "run": run, "at": clock.now(), "whole": whole, "said": sentence}
+    faults = [asdict(one) for one in rows]
+    html, json = UPath(folder) / f"{name}.html", UPath(folder) / f"{name}.json"
+    put(json, msgspec.json.format(msgspec.json.encode({**data, "faults": faults}), indent=2) + b"\n")
+    put(html, page("chaos.html.j2", **data, headline=headline, sentence=sentence, faults=faults).encode())
+    return {"html": str(html), "json": str(json), "whole": whole, "said": f"{headline}: {sentence}"}
