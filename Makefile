@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 # Hundreds of short processes: where this is set, each would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock demo test test-slow test-aws lint format bench clean
+.PHONY: help setup lock demo chaos soak test test-slow test-aws lint format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ lock: $(READY) ## Resolve requirements.lock anew within the ranges
 
 demo: $(READY) ## The runbook on an embedded Kafka or SQS in a real Airflow (EXIT=1 ends by itself, APPROVE=1 asks you, QUEUE=, PORT=)
 	@$(BIN)/python -m dlq_demo $(if $(EXIT),--exit) $(if $(APPROVE),--approve) $(QUEUE:%=--queue %) $(PORT:%=--port %)
+
+chaos: $(READY) ## Break everything around a drain and its workflows, in a real Airflow; assert full recovery (QUEUE=)
+	@$(BIN)/python -m dlq_demo.chaos $(QUEUE:%=--queue %)
+
+soak: $(READY) ## Load, faults and scheduled drains for so many minutes; count what is lost or doubled (MINUTES=3)
+	@$(BIN)/python -m dlq_demo.soak $(MINUTES:%=--minutes %)
 
 test: $(READY) ## Every test but the slow ones
 	$(PYTEST) -m "not slow and not airflow and not aws"

@@ -336,8 +336,8 @@ class PluginPolicy(_Model):
 class ChaosFault(_Model):
     """One fault of a chaos run: what is broken while workflows like the golden flow ``flow`` run.
 
-    Exactly one of ``error`` (what the plugin's calls fail with), ``memory_mb`` (what its quota is lowered to), ``scope``
-    (which is taken from it) and ``corrupt`` (records cut short) says how. ``plugin`` is one that the flow calls.
+    Exactly one of ``error`` (what the plugin's calls fail with), ``memory_mb`` (what its quota is lowered to),
+    ``scope`` (which is taken from it) and ``corrupt`` (records cut short) says how. ``plugin`` is one the flow calls.
     """
 
     flow: str

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 
 import httpx
 from rich.console import Console
@@ -21,15 +17,14 @@ from rich.text import Text
 from dlq.config import QueueConfig, load_queue
 from dlq.connections import from_environment
 from dlq.drain import drain_id, dry
-from dlq.errors import DlqError
 from dlq.slo import standing
 from dlq_demo import loopback
 from dlq_demo.airflow import USERNAME, AirflowStandalone
 from dlq_demo.home import CHECKOUT, Home
-from dlq_demo.process import ServiceError
-from dlq_demo.progress import DrainView, failures, printable
+from dlq_demo.progress import DrainView, failures
 from dlq_demo.stream import stream
 from dlq_demo.surroundings import surroundings
+from dlq_demo.terminal import dlq, ended, printable_lines, step, uninterrupted
 
 DEAD = 400
 """How many dead letters the stream is to leave, at least."""
@@ -40,26 +35,7 @@ _ANSWER_S = 900.0
 def main() -> int:
     arguments = _arguments()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    # Ending the process and closing the terminal are Ctrl-C by other means, unless nohup had them ignored.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
-    try:
-        return _Demo(console, arguments).run()
-    except KeyboardInterrupt:
-        console.print("Ended by you, with everything it had started.")
-        return 130
-    except DlqError as error:
-        console.print(Text.assemble(("demo: ", "bold red"), printable_lines(str(error))), soft_wrap=True)
-    except httpx.HTTPError as error:
-        console.print(
-            Text.assemble(
-                ("demo: ", "bold red"),
-                f"Airflow did not answer: {error}. Its logs are in {Home().airflow}",
-            ),
-            soft_wrap=True,
-        )
-    return 2
+    return ended(console, "demo", _Demo(console, arguments).run, Home().airflow)
 
 
 def _arguments() -> argparse.Namespace:
@@ -112,22 +88,22 @@ class _Demo:
                 fresh=True,
             )
             try:
-                with self._step(f"{around.transport} and the orchestrator") as said:
+                with step(self._console, f"{around.transport} and the orchestrator") as said:
                     services.enter_context(around)
                     said.append(str(around))
                 services.callback(airflow.stop)
                 airflow.launch()
-                with self._step("Ledger") as said:
-                    self._dlq("ledger", "create", config.name)
+                with step(self._console, "Ledger") as said:
+                    dlq("ledger", "create", config.name)
                     # The first intake, while the queue is empty: what comes later is then nobody's old letter.
-                    taken = json.loads(self._dlq("take", config.name, "--json"))["taken"]
+                    taken = json.loads(dlq("take", config.name, "--json"))["taken"]
                     said.append(
                         f"dlq ledger create {config.name}; dlq take {config.name}: {taken} entries so far"
                     )
-                with self._step("Stream of workflows") as said:
+                with step(self._console, "Stream of workflows") as said:
                     streamed = stream(around, until=DEAD, seed=SEED)
                     said.append(f"{streamed.workflows:,} run, {streamed.dead:,} dead-lettered")
-                with self._step("Airflow") as said:
+                with step(self._console, "Airflow") as said:
                     airflow.wait_until_up()
                     airflow.wait_for_dag(f"dlq_drain__{config.name}")
                     said.append(f"{airflow.url}  user {USERNAME}, password {airflow.password}")
@@ -135,33 +111,11 @@ class _Demo:
                 if not self._exit:
                     self._stay(airflow)
                 return status
-            finally:  # nothing interrupts the clean-up that comes now
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)
+            finally:
+                uninterrupted()
                 self._console.print(
                     f"Stopping Airflow, the orchestrator and {around.transport} …", style="dim"
                 )
-
-    @contextmanager
-    def _step(self, name: str) -> Iterator[list[str]]:
-        """One line for a step of the demo itself: how long it took, and what came of it."""
-        began, said = time.monotonic(), list[str]()
-        with self._console.status(f"{name} …"):
-            yield said
-        took = f"{time.monotonic() - began:.1f} s"
-        line = Text.assemble(("✓ ", "green"), (f"{name:<28}", "bold"), f"{took:>8}  ", "; ".join(said))
-        self._console.print(line, soft_wrap=True)
-
-    def _dlq(self, *words: str) -> str:
-        """Run the bundle's own command line, as its user would; returns what it printed.
-
-        :raises ServiceError: when it fails, with what it said.
-        """
-        program = Path(sys.executable).with_name("dlq")
-        done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServiceError(f"`dlq {' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}")
-        return done.stdout.strip()
 
     def _drain(self, config: QueueConfig, airflow: AirflowStandalone) -> int:
         dag_id, run_id = f"dlq_drain__{config.name}", f"demo__{uuid.uuid4().hex[:8]}"
@@ -196,10 +150,6 @@ class _Demo:
             while True:
                 airflow.require_alive()
                 time.sleep(0.5)
-
-
-def printable_lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.splitlines())
 
 
 if __name__ == "__main__":

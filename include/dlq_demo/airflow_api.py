@@ -98,6 +98,16 @@ class AirflowApi:
         """The run: ``state``, ``start_date``, ``end_date``, ``conf`` and more."""
         return self._get(f"/dags/{dag_id}/dagRuns/{run_id}")
 
+    def run_states(self, dag_id: str) -> list[str]:
+        """The states of a Dag's newest runs, at most 1,000."""
+        found: list[str] = []
+        while len(found) < 1_000:
+            page = self._get(f"/dags/{dag_id}/dagRuns", limit=100, offset=len(found), order_by="-run_after")
+            found += [one["state"] for one in page["dag_runs"]]
+            if len(page["dag_runs"]) < 100:
+                break
+        return found
+
     def wait_for_run(self, dag_id: str, run_id: str, *, seconds: float) -> str:
         """The state a run ended in: ``success`` or ``failed``.
 

@@ -203,6 +203,16 @@ class Broker:
             )
 
 
+def by_a_link(inside: int, link: int) -> dict[str, str]:
+    """Properties of a broker with a second listener on port ``inside``, whose clients are told to come by ``link``."""
+    own = "PLAINTEXT://127.0.0.1:{port}"
+    return {
+        "listeners": f"{own},LINK://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{{controller_port}}",
+        "advertised.listeners": f"{own},LINK://127.0.0.1:{link}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,LINK:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    }
+
+
 def create_topic(
     bootstrap: str,
     name: str,

@@ -19,6 +19,7 @@ from dlq.ledger import Ledger
 from dlq.ledger.schema import entry, event
 from dlq_demo.airflow import AirflowStandalone
 from dlq_demo.process import ServiceError
+from dlq_demo.terminal import printable
 
 _POLL_S = 0.5
 _OVER = ("success", "failed")
@@ -193,11 +194,6 @@ class DrainView:
 
 _OTHER_NAMES: Mapping[str, str] = {"open_drain": "opened"}
 """Stages whose first word stands in the ledger under another name than the task's."""
-
-
-def printable(text: str) -> str:
-    """What a dead letter says reaches the terminal as letters only, never as control sequences."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _took(task: Mapping[str, Any]) -> str:

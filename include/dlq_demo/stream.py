@@ -52,7 +52,7 @@ def _through_topic(
         while (dead := sum(_ends(watch, around.dlq).values())) < until:
             send(producer, around.origin, workflows(_CHUNK, seed + sent))
             sent += _CHUNK
-            _wait_until_none(lambda: _behind(watch, around.origin), around.origin)
+            wait_until_none(lambda: behind(watch, around.origin), around.origin)
             progress(Streamed(sent, dead))
         return Streamed(sent, dead)
     finally:
@@ -71,11 +71,11 @@ def _through_queue(
         sent += _CHUNK
         failing += sum(count for kind, count in kinds.items() if kind not in RUN_THROUGH)
         progress(Streamed(sent, _messages(sqs, dlq)))
-    _wait_until_none(lambda: _messages(sqs, origin), around.origin)
+    wait_until_none(lambda: _messages(sqs, origin), around.origin)
     return Streamed(sent, _messages(sqs, dlq))
 
 
-def _wait_until_none(left: Callable[[], int], where: str) -> None:
+def wait_until_none(left: Callable[[], int], where: str) -> None:
     """Wait until nothing is left to run, as long as it goes on."""
     before, until = -1, time.monotonic() + _PATIENCE_S
     while (now := left()) > 0:
@@ -94,11 +94,11 @@ def _messages(sqs: Any, queue: str) -> int:
     return sum(int(count) for name, count in counts.items() if name.startswith("ApproximateNumberOf"))
 
 
-def _behind(watch: Consumer, topic: str) -> int:
+def behind(watch: Consumer, topic: str) -> int:
     """How many of a topic's records the orchestrator's group has not committed."""
-    ends = _ends(watch, topic)
-    found = watch.committed([TopicPartition(topic, part) for part in ends], timeout=10)
-    return sum(ends[at.partition] - max(0, at.offset) for at in found)
+    end = _ends(watch, topic)
+    found = watch.committed([TopicPartition(topic, part) for part in end], timeout=10)
+    return sum(end[at.partition] - max(0, at.offset) for at in found)
 
 
 def _ends(watch: Consumer, topic: str) -> dict[int, int]:

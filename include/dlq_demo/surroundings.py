@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Self
 
 from dlq.config import KafkaSource, KafkaTarget, QueueConfig, SqsSource, SqsTarget
 from dlq_demo import loopback
-from dlq_demo.broker import Broker, create_topic
+from dlq_demo.broker import Broker, by_a_link, create_topic
 from dlq_demo.elasticmq import ElasticMq
 from dlq_demo.home import Home
+from dlq_demo.link import Link
 from dlq_demo.orchestrator import OrchestratorProcess, ReferenceOrchestrator, SqsOrchestrator
 from dlq_demo.process import ServiceError
 
@@ -46,7 +47,7 @@ class Surroundings(ABC):
         http = {
             "conn_type": "http",
             "host": f"http://{loopback.HOST}",
-            "port": self.orchestrator.port,
+            "port": self._http_port(),
             "password": self.orchestrator.token,
         }
         named = {self._config.source.connection: server, self._config.target.connection: server}
@@ -70,6 +71,10 @@ class Surroundings(ABC):
     def __str__(self) -> str:
         """Where the server is and what it holds."""
 
+    def _http_port(self) -> int:
+        """Where the Connections find the orchestrator."""
+        return self.orchestrator.port
+
     @abstractmethod
     def _connection(self) -> Mapping[str, Any]:
         """An Airflow Connection to the server."""
@@ -86,10 +91,13 @@ class KafkaSurroundings(Surroundings):
     :param orchestrator: the orchestrator's folder.
     :param kafka: the broker's folder; a temporary one if there is none.
     :param broker: one that runs already, and is left running.
+    :param properties: more of an own broker's.
+    :param options: more of the orchestrator's command line.
     :raises ServiceError: when the queue is not one of Kafka's.
     """
 
     transport = "Kafka"
+    orchestrator: ReferenceOrchestrator
 
     def __init__(
         self,
@@ -98,6 +106,8 @@ class KafkaSurroundings(Surroundings):
         orchestrator: Path,
         kafka: Path | None = None,
         broker: Broker | None = None,
+        properties: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         if not (isinstance(config.source, KafkaSource) and isinstance(config.target, KafkaTarget)):
             raise ServiceError(_NEITHER.format(config.name))
@@ -106,9 +116,14 @@ class KafkaSurroundings(Surroundings):
         self.origin = config.target.topic or config.target.allow[0]
         self.group = config.target.group or f"{config.name}-workers"
         self._own_broker = broker is None
-        self.broker = broker or Broker(kafka)
+        self.broker = broker or Broker(kafka, properties=properties)
         self.orchestrator = ReferenceOrchestrator(
-            self.broker.bootstrap, origin=self.origin, dlq=self.dlq, folder=orchestrator, group=self.group
+            self.broker.bootstrap,
+            origin=self.origin,
+            dlq=self.dlq,
+            folder=orchestrator,
+            group=self.group,
+            options=options,
         )
 
     def __str__(self) -> str:
@@ -122,6 +137,36 @@ class KafkaSurroundings(Surroundings):
             services.enter_context(self.broker)
         for topic in (self.origin, self.dlq):
             create_topic(self.broker.bootstrap, topic, PARTITIONS)
+
+
+class BreakableSurroundings(KafkaSurroundings):
+    """Broker and orchestrator, each behind a :class:`Link` for whoever uses the Connections, and open to faults."""
+
+    def __init__(self, config: QueueConfig, *, orchestrator: Path, kafka: Path | None = None) -> None:
+        [inside] = loopback.free_ports(1)
+        kafka_link = Link(inside)
+        super().__init__(
+            config,
+            orchestrator=orchestrator,
+            kafka=kafka,
+            properties=by_a_link(inside, kafka_link.port),
+            options=("--fault-injection",),
+        )
+        self.links = (kafka_link, Link(self.orchestrator.port))
+
+    def _http_port(self) -> int:
+        return self.links[1].port
+
+    def _connection(self) -> Mapping[str, Any]:
+        return {
+            "conn_type": "kafka",
+            "extra": {"bootstrap.servers": f"{loopback.HOST}:{self.links[0].port}"},
+        }
+
+    def _start(self, services: ExitStack) -> None:
+        for link in self.links:
+            services.enter_context(link)
+        super()._start(services)
 
 
 class SqsSurroundings(Surroundings):

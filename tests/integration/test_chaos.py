@@ -124,7 +124,7 @@ def test_what_each_fault_breaks_is_dead_lettered_and_a_drain_recovers_all_of_it(
     quota, scopes = target.quota(), target.scopes()
     with target.held("chaos") as drain:
         injected = chaos.inject(drain)
-    assert {one.fault: (one.failed, one.skipped) for one in injected} == {name: (3, None) for name in FAULTS}
+    assert {one.fault: (one.failed, one.skipped) for one in injected} == dict.fromkeys(FAULTS, (3, None))
     assert target.quota() == 64, "what a drain is to mend stays broken"
     verdict = target.drained("drain")
     assert verdict["verdict"] == "green", verdict

@@ -1,8 +1,10 @@
-"""Chaos: break what a queue's workflows need, let them be dead-lettered, and see that a drain brings all of them through.
+"""Chaos: break what a queue's workflows need, let them be dead-lettered, and see that a drain recovers them all.
 
 Only a queue whose file has ``chaos`` is a target. Its golden flows are the load, and the measure: a workflow is
 recovered when it ends as its golden flow says.
 """
+
+from __future__ import annotations
 
 from dlq.chaos.faults import require_target
 from dlq.chaos.inject import Injected, inject

@@ -21,8 +21,8 @@ def require_target(config: QueueConfig) -> Chaos:
     """
     if config.chaos is None:
         raise Refused(
-            f"queue {config.name} is no chaos target: nothing was broken. Give its file a section `chaos` if it may be, "
-            "or name another queue"
+            f"queue {config.name} is no chaos target: nothing was broken. Give its file a section `chaos` if it may "
+            "be, or name another queue"
         )
     return config.chaos
 

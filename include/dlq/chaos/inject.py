@@ -40,7 +40,9 @@ class Injected:
     def __str__(self) -> str:
         if self.skipped:
             return f"{self.fault}: not injected: {self.skipped}"
-        return f"{self.fault}: {self.failed} of {self.workflows} workflows dead-lettered in {self.seconds:.1f} s"
+        return (
+            f"{self.fault}: {self.failed} of {self.workflows} workflows dead-lettered in {self.seconds:.1f} s"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def experiments(drain: Drain) -> Iterator[Experiment]:
     flows = {flow.name: flow for flow in flows_of(drain.config)}
     for name, fault in chaos.faults.items():
         if fault.flow not in flows:
-            raise ConfigError(f"chaos.faults.{name}.flow: no golden flow {fault.flow!r}; there are: {', '.join(flows)}")
+            raise ConfigError(
+                f"chaos.faults.{name}.flow: no golden flow {fault.flow!r}; there are: {', '.join(flows)}"
+            )
         flow = flows[fault.flow]
         yield Experiment(
             name,
@@ -102,7 +106,7 @@ def orchestrator_of(drain: Drain) -> Orchestrator:
 
 
 def before(drain: Drain) -> dict[str, Mapping[str, Any]]:
-    """By fault, what was before this run broke it; written down first, so that whoever comes later can bring it back."""
+    """By fault, what was before this run broke it: written down first, for whoever comes later to bring it back."""
     with drain.ledger.read() as tx:
         rows = tx.execute(
             select(event.c.data)
@@ -113,9 +117,7 @@ def before(drain: Drain) -> dict[str, Mapping[str, Any]]:
     return {each["fault"]: each["before"] for each in noted}
 
 
-def _inject(
-    drain: Drain, one: Experiment, orchestrator: Orchestrator, deadline_s: float
-) -> Injected:
+def _inject(drain: Drain, one: Experiment, orchestrator: Orchestrator, deadline_s: float) -> Injected:
     began = time.monotonic()
     if one.name not in before(drain):
         was = one.fault.before()
@@ -126,7 +128,9 @@ def _inject(
         failed = _failed(one.correlation_ids, orchestrator, began + deadline_s)
     finally:
         one.fault.stop()
-    return Injected(one.name, one.flow.name, len(one.correlation_ids), failed, round(time.monotonic() - began, 2))
+    return Injected(
+        one.name, one.flow.name, len(one.correlation_ids), failed, round(time.monotonic() - began, 2)
+    )
 
 
 def _start(drain: Drain, one: Experiment, orchestrator: Orchestrator) -> None:

@@ -49,4 +49,6 @@ def _produce(drain: Drain, target: KafkaTarget, records: dict[str, bytes]) -> No
     except KafkaException as error:
         raise SourceError(f"chaos: {topic} takes no records: {kafka.reason(error)}") from error
     if producer.flush(_WAIT_S) or refused:
-        raise SourceError(f"chaos: {topic} did not take all records: {refused[0] if refused else 'no answer'}")
+        raise SourceError(
+            f"chaos: {topic} did not take all records: {refused[0] if refused else 'no answer'}"
+        )

@@ -34,7 +34,15 @@ def row(found: Recovered, fault: ChaosFault) -> Row:
     """What became of a fault of the queue's file."""
     why = found.why if found.skipped is None else (f"not injected: {found.skipped}",)
     return Row(
-        found.fault, told(fault), found.failed, found.recovered, found.waiting, found.lost, None, found.whole, why
+        found.fault,
+        told(fault),
+        found.failed,
+        found.recovered,
+        found.waiting,
+        found.lost,
+        None,
+        found.whole,
+        why,
     )
 
 
@@ -52,13 +60,18 @@ def told(fault: ChaosFault) -> str:
 def write(folder: str, name: str, queue: str, run: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Write ``<name>.html`` and ``.json``; returns where they are and the sentence they begin with."""
     broken = [one for one in rows if not one.whole]
-    lost, doubled = sum(one.lost for one in rows), sum(one.doubled or 0 for one in rows)
+    lost, counted = sum(one.lost for one in rows), [one.doubled for one in rows if one.doubled is not None]
+    doubled = f"{sum(counted):,} doubled" if counted else "effects not counted"
     sentence = (
         f"{len(rows)} faults, {sum(one.failed for one in rows):,} dead letters, "
-        f"{sum(one.recovered for one in rows):,} recovered, {lost:,} lost, {doubled:,} doubled"
+        f"{sum(one.recovered for one in rows):,} recovered, {lost:,} lost, {doubled}"
     )
     whole = bool(rows) and not broken
-    headline = "Recovered in full" if whole else f"Not recovered: {', '.join(one.fault for one in broken) or 'nothing ran'}"
+    headline = (
+        "Recovered in full"
+        if whole
+        else f"Not recovered: {', '.join(one.fault for one in broken) or 'nothing ran'}"
+    )
     data = {"queue": queue, "run": run, "at": clock.now(), "whole": whole, "said": sentence}
     faults = [asdict(one) for one in rows]
     html, json = UPath(folder) / f"{name}.html", UPath(folder) / f"{name}.json"
