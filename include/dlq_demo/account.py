@@ -126,7 +126,9 @@ def _count(bootstrap: str, topic: str) -> tuple[int, Counter[str]]:
         while left:
             found = client.consume(2_000, timeout=0.1)  # it waits its whole time-out unless it is full
             if time.monotonic() > until:
-                raise ServiceError(f"topic {topic} at {bootstrap} can't be read to its end: is the broker up?")
+                raise ServiceError(
+                    f"topic {topic} at {bootstrap} can't be read to its end: is the broker up?"
+                )
             for message in found:
                 if (error := message.error()) is None:
                     records += 1
