@@ -248,6 +248,12 @@ class NotifyRef(_Model):
     connection: str
 
 
+class TracesRef(_Model):
+    """A trace store, as an Airflow Connection of type ``http`` to Jaeger's query API."""
+
+    connection: str
+
+
 class SchemaRegistryRef(_Model):
     """A Schema Registry by its REST interface: what payloads framed for one are read and repaired with."""
 
@@ -366,7 +372,9 @@ class Chaos(_Model):
     faults: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")], ChaosFault] = Field(min_length=1)
 
 
-_MAY_BE_NONE = {"orchestrator", "alerts", "notify", "schedule", "schema_registry", "start_probe", "chaos"}
+_MAY_BE_NONE = {
+    *("orchestrator", "alerts", "notify", "schedule", "schema_registry", "traces", "start_probe", "chaos"),
+}
 
 
 class QueueConfig(_Model):
@@ -379,6 +387,7 @@ class QueueConfig(_Model):
     alerts: AlertsRef | None = None
     notify: NotifyRef | None = None
     schema_registry: SchemaRegistryRef | None = None
+    traces: TracesRef | None = None
     slo: Slo = Slo()
     limits: Limits = Limits()
     outcome: Outcome = Outcome()

@@ -1,33 +1,94 @@
-"""Golden flows: workflows whose input and output are known, run end to end through the real queue."""
+"""Golden flows: workflows whose input is known, and what is expected of them."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from jsonpath import JSONPath, JSONPathEnvironment
+from jsonpath.exceptions import JSONPathError
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import Draft202012Validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dlq.errors import ConfigError
-from dlq.orchestrator import Orchestrator, OrchestratorError, WorkflowState
+from dlq.orchestrator import WorkflowState
+from dlq.traces import Span
 
-_POLL_S = 0.2
 _SHOWN_MAX = 120
+_PATHS = JSONPathEnvironment(strict=True)
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SpanExpectation(_Model):
+    """A span that the flow's trace must hold: of that name, with this status and these attributes where given."""
+
+    name: str = Field(min_length=1)
+    status: Literal["ok", "error"] | None = None
+    attributes: dict[str, str | bool | int | float] = {}
+
+    def fits(self, span: Span) -> bool:
+        return (
+            self.name == span.name
+            and self.status in (None, span.status)
+            and all(span.attributes.get(name) == value for name, value in self.attributes.items())
+        )
+
+    def __str__(self) -> str:
+        wanted = [self.status] if self.status else []
+        return " ".join([self.name, *wanted, *(f"{name}={value}" for name, value in self.attributes.items())])
+
+
 class Expectation(_Model):
-    """How a golden flow must end: its state, and of each step named a part of its output, exactly."""
+    """How a golden flow must end: its state, the spans of its trace, and of steps by name any of
+
+    - ``outputs``: fields of its output, exactly; others are not looked at;
+    - ``schemas``: a JSON Schema (2020-12) that its output fits;
+    - ``paths``: JSON Paths (RFC 9535) and what each finds: the value; of a path that may find several, their list.
+    """
 
     state: Literal["succeeded", "failed"] = "succeeded"
     outputs: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, dict[str, Any] | bool] = {}
+    paths: dict[str, dict[str, Any]] = {}
+    spans: tuple[SpanExpectation, ...] = ()
+
+    @field_validator("schemas")
+    @classmethod
+    def _are_schemas(cls, schemas: dict[str, Any]) -> dict[str, Any]:
+        for step, schema in schemas.items():
+            try:
+                Draft202012Validator.check_schema(schema)
+            except SchemaError as error:
+                where = "/".join(map(str, error.absolute_path))
+                raise ValueError(f"{step}: no JSON Schema: {error.message}, at /{where}") from None
+        return schemas
+
+    @field_validator("paths")
+    @classmethod
+    def _are_paths(cls, paths: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for step, found in paths.items():
+            for path in found:
+                try:
+                    _compiled(path)
+                except JSONPathError as error:
+                    why = str(error).splitlines()[0]
+                    raise ValueError(
+                        f"{step}: {path!r} is no JSON Path, such as $.items[0].id: {why}"
+                    ) from None
+        return paths
+
+    @property
+    def steps(self) -> Iterator[tuple[str, str]]:
+        """The fields that name steps, with each step they name."""
+        for field in ("outputs", "schemas", "paths"):
+            for step in getattr(self, field):
+                yield field, step
 
 
 class GoldenFlow(_Model):
@@ -50,26 +111,12 @@ class GoldenFlow(_Model):
         if "correlation_id" in self.workflow:
             raise ValueError("workflow.correlation_id must be left out: each run gets a fresh one")
         names = [str(step["name"]) for step in steps]
-        for step in self.expect.outputs:
+        for field, step in self.expect.steps:
             if step not in names:
                 raise ValueError(
-                    f"expect.outputs.{step}: the workflow has no such step; it has {', '.join(names)}"
+                    f"expect.{field}.{step}: the workflow has no such step; it has {', '.join(names)}"
                 )
         return self
-
-
-@dataclass(frozen=True)
-class GoldenResult:
-    """How one golden flow went; ``differences`` name flow, step and what is not as expected."""
-
-    flow: str
-    correlation_id: str
-    seconds: float
-    differences: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        return not self.differences
 
 
 def load_golden_flows(path: Path) -> list[GoldenFlow]:
@@ -101,61 +148,6 @@ def load_golden_flows(path: Path) -> list[GoldenFlow]:
     return list(flows.values())
 
 
-def run_golden_flows(
-    flows: Sequence[GoldenFlow], orchestrator: Orchestrator, *, run_key: str
-) -> list[GoldenResult]:
-    """Submit all flows at once, wait for each until its deadline, and compare; in the order given.
-
-    A flow that cannot be submitted or asked for has failed: it is a result, not an error.
-
-    :param run_key: names this run in the correlation ids, which are fresh each time.
-    """
-    runs = [_GoldenRun(flow, f"golden-{flow.name}-{run_key}-{uuid.uuid4().hex[:8]}") for flow in flows]
-    for run in runs:
-        run.submit(orchestrator)
-    while any(run.result is None for run in runs):
-        for run in runs:
-            if run.result is None:
-                run.look(orchestrator)
-        if any(run.result is None for run in runs):
-            time.sleep(_POLL_S)
-    return [run.result for run in runs if run.result is not None]
-
-
-class _GoldenRun:
-    def __init__(self, flow: GoldenFlow, correlation_id: str) -> None:
-        self._flow = flow
-        self._correlation_id = correlation_id
-        self._began = time.monotonic()
-        self.result: GoldenResult | None = None
-
-    def submit(self, orchestrator: Orchestrator) -> None:
-        try:
-            orchestrator.submit_workflow(self._flow.workflow, self._correlation_id)
-        except OrchestratorError as error:
-            self._end(f"{self._flow.name}: could not be submitted: {error}")
-
-    def look(self, orchestrator: Orchestrator) -> None:
-        late = time.monotonic() - self._began > self._flow.deadline
-        try:
-            state = orchestrator.workflow(self._correlation_id)
-        except OrchestratorError as error:
-            self._end(f"{self._flow.name}: its state could not be read: {error}")
-            return
-        if state is not None and state.state != "pending":
-            self._end(*differences(self._flow, state))
-        elif late:
-            done = ", ".join(step.name for step in state.steps) if state else ""
-            self._end(
-                f"{self._flow.name}: not done in {self._flow.deadline:g} s, steps done: {done or 'none'}; "
-                "is the orchestrator consuming its origin topic?"
-            )
-
-    def _end(self, *differences: str) -> None:
-        seconds = time.monotonic() - self._began
-        self.result = GoldenResult(self._flow.name, self._correlation_id, seconds, differences)
-
-
 def differences(flow: GoldenFlow, state: WorkflowState) -> Iterator[str]:
     """How a workflow that has ended is not what its golden flow expects: flow, step and difference."""
     if state.state != flow.expect.state:
@@ -164,12 +156,45 @@ def differences(flow: GoldenFlow, state: WorkflowState) -> Iterator[str]:
             why = f" at step {state.failure.stage}: {state.failure.error_type}: {state.failure.message}"
         yield f"{flow.name}: expected {flow.expect.state}, is {state.state}{why}"
     outputs = {step.name: step.output for step in state.steps}
-    for step, expected in flow.expect.outputs.items():
-        found = outputs.get(step)
-        if found is None:
+    for step in dict.fromkeys(step for _, step in flow.expect.steps):
+        if (found := outputs.get(step)) is None:
             yield f"{flow.name}.{step}: has no output"
         else:
-            yield from _unlike(f"{flow.name}.{step}", expected, found)
+            yield from _step(f"{flow.name}.{step}", flow.expect, step, found)
+
+
+def missing_spans(flow: GoldenFlow, spans: list[Span]) -> Iterator[str]:
+    """The spans that a golden flow expects and its trace does not hold."""
+    for wanted in flow.expect.spans:
+        if not any(wanted.fits(span) for span in spans):
+            alike = next((span for span in spans if span.name == wanted.name), None)
+            there = ", ".join(sorted({span.name for span in spans})) or "none"
+            seen = (
+                f"it is there as {alike.status} {dict(alike.attributes)}" if alike else f"there are: {there}"
+            )
+            yield f"{flow.name}: its trace holds no span {wanted}; {_shown(seen)}"
+
+
+def _step(at: str, expect: Expectation, step: str, found: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unlike(at, expect.outputs.get(step, {}), found)
+    for error in Draft202012Validator(expect.schemas.get(step, True)).iter_errors(found):
+        yield f"{at}{error.json_path.removeprefix('$')}: {_shown(error.message)}"
+    for path, expected in expect.paths.get(step, {}).items():
+        query = _compiled(path)
+        values = query.findall(found)
+        if not query.singular_query():
+            yield from _unlike(f"{at} {path}", expected, values)
+        elif values:
+            yield from _unlike(f"{at} {path}", expected, values[0])
+        else:
+            yield f"{at} {path}: is missing"
+
+
+def _compiled(path: str) -> JSONPath:
+    query = _PATHS.compile(path)
+    if not isinstance(query, JSONPath):
+        raise ValueError(f"{path!r}: write one JSON Path, not several")
+    return query
 
 
 def _unlike(at: str, expected: object, found: object) -> Iterator[str]:
@@ -181,9 +206,9 @@ def _unlike(at: str, expected: object, found: object) -> Iterator[str]:
             else:
                 yield f"{at}.{name}: is missing"
     elif expected != found:
-        yield f"{at}: expected {_shown(expected)}, is {_shown(found)}"
+        yield f"{at}: expected {_shown(repr(expected))}, is {_shown(repr(found))}"
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"

@@ -96,7 +96,7 @@ class _Soak:
     def _break(self) -> None:
         """A plugin fails for some seconds, then another; now and then the orchestrator is killed in mid-work."""
         at = self._playground.around.orchestrator
-        while not self._over.wait(self._random.uniform(1, 4)):
+        while not self._over.wait(self._random.uniform(4, 12)):
             self._faults += 1
             try:
                 if self._random.random() < 0.2:
@@ -105,7 +105,7 @@ class _Soak:
                     continue
                 plugin, error = self._random.choice(_FAULTS)
                 with HttpOrchestrator(at.url, at.token) as orchestrator:
-                    orchestrator.inject_fault("soak", plugin, error, self._random.uniform(2, 6))
+                    orchestrator.inject_fault("soak", plugin, error, self._random.uniform(1, 4))
             except DlqError as failed:
                 self._console.print(
                     Text(f"  a fault could not be injected: {failed}", style="yellow"), soft_wrap=True

@@ -17,7 +17,8 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
-from dlq.golden import GoldenFlow, load_golden_flows, run_golden_flows
+from dlq.flows import run_golden_flows
+from dlq.golden import GoldenFlow, load_golden_flows
 from dlq.orchestrator import (
     AboveCeiling,
     HttpOrchestrator,

@@ -220,7 +220,10 @@ def _proven(data: ReportData) -> str:
 
 
 def _golden(data: ReportData) -> str:
-    passed = (data.golden or {}).get("passed")
+    golden = data.golden or {}
+    passed = golden.get("passed")
+    if passed and (already := golden.get("broken_before")):
+        return f"none broke in this drain; before it already: {', '.join(already)}"
     return {True: "green", False: "FAILED"}.get(passed, "not run") if isinstance(passed, bool) else "not run"
 
 
