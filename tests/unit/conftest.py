@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from tests.memory_rig import MemoryRig
 
 from dlq.ledger import Ledger, schema
 from dlq_demo.postgres import Postgres
+
+Answer = tuple[Any, ...]
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +80,42 @@ def queue(make_queue: Callable[..., MemoryRig]) -> MemoryRig:
     made = make_queue()
     made.begin()
     return made
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., tuple[str, list[str]]]]:
+    """Starts a server with answers by ``METHOD path``, one or a list; returns its URL and what was asked."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: dict[str, Answer | list[Answer]]) -> tuple[str, list[str]]:
+        asked: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                what = f"{self.command} {self.path.split('?')[0]}"
+                asked.append(what)
+                found = answers[what]
+                status, body, *headers = found.pop(0) if isinstance(found, list) else found
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                for name, value in headers:
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = answer  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}", asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

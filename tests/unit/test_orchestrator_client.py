@@ -5,12 +5,9 @@ Against one that keeps it, see tests/contract/test_orchestrator_contract.py.
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +25,6 @@ from dlq.orchestrator import (
     OrchestratorUnreachable,
 )
 
-Answer = tuple[Any, ...]
 """Status, body, headers."""
 
 ALL = (200, {"version": "1.4", "levels": ["outcome", "routing", "quotas", "a-later-level"]})
@@ -39,45 +35,6 @@ def no_waiting() -> Iterator[None]:
     """The client's tries, without the waits between them."""
     with stamina.set_testing(True, attempts=3):
         yield
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[str, list[str]]]]:
-    """Starts a server with answers by ``METHOD path``, one or a list; returns its URL and what was asked."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(answers: dict[str, Answer | list[Answer]]) -> tuple[str, list[str]]:
-        asked: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
-                what = f"{self.command} {self.path.split('?')[0]}"
-                asked.append(what)
-                found = answers[what]
-                status, body, *headers = found.pop(0) if isinstance(found, list) else found
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                for name, value in headers:
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = answer  # noqa: N815
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_server_error_is_tried_again(serve):
