@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from dlq_orchestrator import telemetry
 from dlq_orchestrator.core.workflow_safety import KEEP_S
 from dlq_orchestrator.dead_letter import NotAcknowledged
 from dlq_orchestrator.kafka import KafkaSettings
@@ -44,7 +45,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        serve(settings, stop, lambda url: print(f"ready {url}", flush=True))
+        with telemetry.exported():
+            serve(settings, stop, lambda url: print(f"ready {url}", flush=True))
     except (CannotStart, ConsumerFailed, NotAcknowledged, StateInUse) as error:
         return _fail(str(error))
     return 0
@@ -135,6 +137,8 @@ def _log_to_stderr() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
+            telemetry.correlated,
+            telemetry.sent,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -41,14 +41,16 @@ class DeadLetter:
 def dead_letter(record: KafkaRecord, run: Run, failure: Failure, group: str) -> DeadLetter:
     """The dead letter of a failed run: the record's key, value and headers byte for byte, ours after them.
 
-    What an earlier failure left under our prefix is replaced. `correlation-id` and `retry-count` are added
-    where the record has none; a replayed record's `dlq-retry-count` stays beside the `retry-count` it
+    What an earlier failure left under our prefix is replaced. `correlation-id`, `traceparent` and `retry-count` are
+    added where the record has none; a replayed record's `dlq-retry-count` stays beside the `retry-count` it
     overrides.
     """
     headers: Headers = [(name, value) for name, value in record.headers if not name.startswith(_OURS)]
     names = {name for name, _ in headers}
     if "correlation-id" not in names and run.workflow is not None:
         headers.append(("correlation-id", run.correlation_id.encode()))
+    if "traceparent" not in names and run.traceparent is not None:
+        headers.append(("traceparent", run.traceparent.encode()))
     if "retry-count" not in names:
         headers.append(("retry-count", str(record.retry_count).encode()))
     ours = {

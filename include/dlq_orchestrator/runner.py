@@ -6,16 +6,20 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import msgspec
+import structlog
 
+from dlq_orchestrator import telemetry
 from dlq_orchestrator.core.backoff import Backoff, RetryBudget
 from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.workflow_safety import Memory, WorkflowSafety
 from dlq_orchestrator.failures import DataCorruption, Failure, StepError
 from dlq_orchestrator.workflow import Record, Run, Step, StepRun, Workflow, parse_workflow
+
+_log = structlog.get_logger()
 
 _STACK_MAX = 8000
 
@@ -90,6 +94,23 @@ class Runner:
         return _Job(record, workflow, correlation_id, record.text("dedupe-key") or correlation_id)
 
     async def _run_job(self, job: _Job, memory: Memory) -> Run:
+        name = job.workflow.workflow if isinstance(job.workflow, Workflow) else None
+        with telemetry.workflow_span(job.record, name, job.correlation_id, job.dedupe_key) as span:
+            run = await self._steps_of(job, memory)
+            telemetry.ended(span, run)
+            if run.failure is not None:
+                _log.info(
+                    "workflow failed",
+                    correlation_id=run.correlation_id,
+                    workflow=run.workflow,
+                    stage=run.failure.stage,
+                    component=run.failure.component,
+                    error_type=run.failure.error_type,
+                    attempts=run.failure.attempts,
+                )
+            return replace(run, traceparent=telemetry.traceparent(span))
+
+    async def _steps_of(self, job: _Job, memory: Memory) -> Run:
         if isinstance(job.workflow, DataCorruption):
             return self._ended(job, [], self._failure(job.workflow, "orchestrator.decode", "decode", 1))
         done_by = memory.succeeded.get(job.dedupe_key)
@@ -103,7 +124,10 @@ class Runner:
                 continue
             if (args := inputs.get(step.name)) is not None:
                 step = msgspec.structs.replace(step, args=args)
-            run, failure = await self._run_step(step, position, job, job.workflow.tenant)
+            with telemetry.step_span(step, job.correlation_id) as span:
+                run, failure = await self._run_step(step, position, job, job.workflow.tenant)
+                if failure is not None:
+                    telemetry.failed(span, failure.error_type, failure.message)
             steps.append(run)
             if failure is not None:
                 return self._ended(job, steps, failure)
@@ -118,7 +142,8 @@ class Runner:
         while True:
             tries += 1
             try:
-                output = await self._calls.call(step, effect_key, before + tries, tenant)
+                with telemetry.tool_call(step, job.correlation_id, tries):
+                    output = await self._calls.call(step, effect_key, before + tries, tenant)
             except StepError as error:
                 if (wait_s := self._wait_s(error, tries)) is not None:
                     await asyncio.sleep(wait_s)

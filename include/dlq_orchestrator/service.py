@@ -11,6 +11,7 @@ from random import Random
 
 import uvicorn
 
+from dlq_orchestrator import telemetry
 from dlq_orchestrator.core.backoff import Backoff, RetryBudget
 from dlq_orchestrator.core.calls import PluginCalls
 from dlq_orchestrator.core.circuit import CircuitPolicy
@@ -97,6 +98,11 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
         submission=Submission(origin.inlet, safety),
         idempotency=Idempotency(store),
         consumer=origin.consumer,
+    )
+    telemetry.observe(
+        lambda: [(calls.circuit(p.name).state != "closed", {"plugin": p.name}) for p in registry.plugins()],
+        lambda: [(q.rejected, {"plugin": q.plugin, "resource": q.resource}) for q in limiter.quotas()],
+        lambda: [] if origin.routing is None else [(origin.routing.state().held, {})],
     )
     with origin.consumer, _listen(settings) as listener, sandbox:
         url = f"http://{settings.host}:{listener.getsockname()[1]}"

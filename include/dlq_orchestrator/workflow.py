@@ -149,7 +149,7 @@ class StepRun:
 class Run:
     """What running one record came to; recorded in one transaction with its effects.
 
-    `pending`: it failed, and its queue will hand the record out again.
+    `pending`: it failed, and its queue will hand the record out again. `traceparent` (W3C) is of this run's span.
     """
 
     record: Record
@@ -160,3 +160,4 @@ class Run:
     duplicate_of: str | None = None
     failure: Failure | None = None
     steps: list[StepRun] = field(default_factory=list)
+    traceparent: str | None = None

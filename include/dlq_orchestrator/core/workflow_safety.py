@@ -108,7 +108,7 @@ class WorkflowSafety:
                     run.correlation_id,
                     run.workflow,
                     run.dedupe_key,
-                    _trace_id(run.record),
+                    _trace_id(run),
                     run.record.retry_count,
                     run.state,
                     run.duplicate_of,
@@ -264,9 +264,9 @@ def _json(value: Any) -> str | None:
     return None if value is None else msgspec.json.encode(value).decode()
 
 
-def _trace_id(record: Record) -> str | None:
-    """The trace id of a W3C `traceparent` header (version-traceid-parentid-flags)."""
-    parts = (record.text("traceparent") or "").split("-")
+def _trace_id(run: Run) -> str | None:
+    """The trace id of a W3C `traceparent` (version-traceid-parentid-flags): the run's, else what its record says."""
+    parts = (run.traceparent or run.record.text("traceparent") or "").split("-")
     return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
 
 
