@@ -14,6 +14,7 @@ from dlq.config import QueueConfig, config_root
 from dlq.drain import Drain, Level
 from dlq.golden import GoldenFlow, differences, load_golden_flows, missing_spans
 from dlq.orchestrator import Orchestrator, OrchestratorError, WorkflowState
+from dlq.telemetry import own_trace
 from dlq.traces import JaegerTraces, TracesError
 
 _POLL_S = 0.2
@@ -96,7 +97,8 @@ class _GoldenRun:
 
     def submit(self, orchestrator: Orchestrator) -> None:
         try:
-            orchestrator.submit_workflow(self._flow.workflow, self._correlation_id)
+            with own_trace(f"golden flow {self._flow.name}"):
+                orchestrator.submit_workflow(self._flow.workflow, self._correlation_id)
         except OrchestratorError as error:
             self._end(f"{self._flow.name}: could not be submitted: {error}")
 

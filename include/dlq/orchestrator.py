@@ -20,6 +20,7 @@ import httpx
 import stamina
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dlq import telemetry
 from dlq.errors import ConfigError, DlqError
 
 Level = Literal["outcome", "failures", "replay", "routing", "quotas", "plugins", "debugger", "faults"]
@@ -408,7 +409,10 @@ class HttpOrchestrator:
         self._connection = f"Connection {connection_id}" if connection_id else "Connection"
         self._levels: frozenset[str] | None = None
         self._client = httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout,
+            event_hooks={"request": [lambda request: request.headers.update(telemetry.headers())]},
         )
 
     @classmethod

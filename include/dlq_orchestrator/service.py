@@ -100,7 +100,9 @@ def _serve(settings: Settings, store: Store, stop: threading.Event, ready: Calla
         consumer=origin.consumer,
     )
     telemetry.observe(
-        lambda: [(calls.circuit(p.name).state != "closed", {"plugin": p.name}) for p in registry.plugins()],
+        lambda: [
+            (int(calls.circuit(p.name).state != "closed"), {"plugin": p.name}) for p in registry.plugins()
+        ],
         lambda: [(q.rejected, {"plugin": q.plugin, "resource": q.resource}) for q in limiter.quotas()],
         lambda: [] if origin.routing is None else [(origin.routing.state().held, {})],
     )

@@ -15,9 +15,13 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
     DownstreamTasksSkipped,
 )
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import func, select
 from tests.dags.conftest import TaskInstance
 
+from dlq import telemetry
 from dlq.config import load_queue
 from dlq.drain import Drain, drain_id
 from dlq.errors import ConfigError, Fenced, GateFailed, QueueBusy, Refused, SourceError
@@ -356,3 +360,24 @@ def test_close_drain_tried_again_after_its_verdict_says_it_again(run: Run) -> No
     given = again("close_drain")
     Run(run.dag, "another")("open_drain")
     assert again("close_drain") == given
+
+
+def test_a_stages_span_continues_its_tasks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(told))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("dlq"))
+    with provider.get_tracer("airflow").start_as_current_span("worker.task") as around:
+        run("open_drain")
+        run("take_custody")
+        run.dag.get_task("categorize").queue_name = "nowhere"
+        with pytest.raises(AirflowFailException):
+            run("categorize")
+    opened, took, failed, _ = told.get_finished_spans()
+    assert {span.parent.span_id for span in (opened, took, failed)} == {around.get_span_context().span_id}
+    assert (took.name, took.attributes["dlq.queue"], took.attributes["dlq.taken"]) == (
+        "take_custody",
+        "orders",
+        12,
+    )
+    assert (failed.status.status_code.name, failed.attributes["error.type"]) == ("ERROR", "ConfigError")

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from dlq import telemetry
 from dlq.cli import act, exits, group, ledger, look, repair, terminal
 from dlq.cli.exits import OK, WRONG, exit_code
 from dlq.errors import DlqError
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     terminal.log_to_terminal()
     try:
-        code = commands.main(args=arguments, prog_name="dlq", standalone_mode=False)
+        with telemetry.exported(f"dlq {next(iter(sys.argv[1:] if arguments is None else arguments), '')}"):
+            code = commands.main(args=arguments, prog_name="dlq", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else OK)
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "dlq"

@@ -17,6 +17,7 @@ from dlq.errors import Refused
 from dlq.hold import Hold
 from dlq.ledger.jobs import record_decision
 from dlq.ledger.schema import entry
+from dlq.telemetry import stage
 
 STAGE = "retry_transient"
 
@@ -34,14 +35,17 @@ def drain_at_terminal(
     def left() -> float:
         return max(1.0, deadline - time.monotonic())
 
-    with terminal.progress("taking into custody") as progress:
-        intake.take_custody(drain, left(), progress)
+    with stage("open_drain") as span:
+        span.of(drain.queue, drain.id, dry_run=drain.dry_run)
+        flows.baseline(drain)
+    with terminal.progress("taking into custody") as progress, stage("take_custody") as span:
+        span.came_to(intake.take_custody(drain, left(), progress))
     if limits.guard_data_loss(drain)["next"] == "invoke_dr_plan":
         limits.invoke_dr_plan(drain)
         _go_on(drain, approve_dr=approve_dr, who=who)
     triage.categorize(drain)
     triage.find_root_cause(drain)
-    with terminal.progress("replaying") as progress:
+    with terminal.progress("replaying") as progress, stage(STAGE):
         if groups:
             _replay_groups(drain, groups, deadline, who, progress)
         else:
@@ -49,8 +53,10 @@ def drain_at_terminal(
             for job in canary["jobs"]:
                 replay.replay_batches(drain, job, left(), progress)
             replay.drain_remaining(drain, left(), progress)
-    conservation.verify_conservation(drain)
-    flows.verify_golden_flows(drain)
+    with stage("verify_conservation"):
+        conservation.verify_conservation(drain)
+    with stage("verify_golden_flows") as span:
+        span.came_to(flows.verify_golden_flows(drain))
     said = verdict.close_drain(drain)
     held.verdict = None  # written down, and the queue is free
     return said

@@ -42,9 +42,14 @@ class DlqOperator(BaseOperator):
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
-        with airflow_errors(), self.attached(context) as drain:
+        from dlq import telemetry
+
+        with airflow_errors(), telemetry.stage(self.task_id) as span, self.attached(context) as drain:
+            span.of(drain.queue, drain.id, dry_run=drain.dry_run)
             self.hold(drain)
-            return self.stage(drain, context)
+            result = self.stage(drain, context)
+            span.came_to(result)
+            return result
 
     def attached(self, context: Context) -> Drain:
         return attach(self.queue_name, context)

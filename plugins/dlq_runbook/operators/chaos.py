@@ -25,9 +25,11 @@ class _Held(OpenDrain):
         super().__init__(kind="cli", **kwargs)
 
     def execute(self, context: Context) -> Any:
+        from dlq import telemetry
         from dlq.ledger import lease
 
-        with airflow_errors(), self.attached(context) as drain:
+        with airflow_errors(), telemetry.stage(self.task_id) as span, self.attached(context) as drain:
+            span.of(drain.queue, drain.id, dry_run=drain.dry_run)
             try:
                 return self.stage(drain, context)
             finally:
