@@ -207,7 +207,7 @@ def test_metrics_and_logs_arrive_and_nothing_tells_a_payload(rig: Told, collecto
     told = wait_until(line, "the failure's log line")
     assert (told.trace, told.attributes["error_type"], told.attributes["stage"]) == (
         trace,
-        "PluginError",
+        "TransientNetwork",
         "pay",
     )
     assert trace in rig.service.log.read_text(), "its own log has the trace, too"
