@@ -27,6 +27,9 @@ the dead-letter queue; then the queue's own drain runs, and every one of them mu
 def chaos_dag(queue: QueueConfig) -> DAG:
     assert queue.chaos is not None
     hour = timedelta(hours=1)
+    injecting = timedelta(seconds=queue.chaos.deadline * len(queue.chaos.faults), minutes=2)
+    # While a drain that was scheduled is live, they wait for it.
+    patient = {"retries": 40, "retry_delay": timedelta(minutes=1), "max_retry_delay": timedelta(minutes=2)}
     with DAG(
         dag_id=f"dlq_chaos__{queue.name}",
         description=f"Break what {queue.name} needs, drain what fails of it, and see that all of it is recovered",
@@ -37,7 +40,8 @@ def chaos_dag(queue: QueueConfig) -> DAG:
     ) as dag:
         inject_faults = InjectFaults(
             task_id="inject_faults",
-            execution_timeout=hour,
+            execution_timeout=injecting,
+            **patient,
             doc_md=(
                 "**Break** one thing after the other, each until its workflows are dead letters. What a drain is "
                 "to mend (a quota, a scope) stays broken."
@@ -58,7 +62,8 @@ def chaos_dag(queue: QueueConfig) -> DAG:
         assert_recovery = AssertRecovery(
             task_id="assert_recovery",
             trigger_rule="all_done",
-            execution_timeout=hour,
+            execution_timeout=timedelta(minutes=15),
+            **patient,
             doc_md=(
                 "**Recovered?** Repairs the corrupt records as a person would, then holds every workflow against "
                 "its golden flow. Fails on any that is not recovered, and writes the report."

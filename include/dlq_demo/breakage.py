@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -100,7 +100,10 @@ def full_disk(disk: Path) -> Breakage:
 @contextmanager
 def small_disk(folder: Path) -> Iterator[str | None]:
     """A small file system at ``folder`` while it lasts; says why there is none, where none can be made."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_mount():  # left by a run that was killed
+        _unmount(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "dlq-chaos", str(folder)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -113,5 +116,8 @@ def small_disk(folder: Path) -> Iterator[str | None]:
     try:
         yield None
     finally:
-        subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
-        os.sync()
+        _unmount(folder)
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)

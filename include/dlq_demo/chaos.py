@@ -8,7 +8,6 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -56,17 +55,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--queue", default=NAME, help="a queue marked as a chaos target (default: %(default)s)"
     )
-    parser.add_argument("--only", nargs="*", metavar="FAULT", help="of those around the drain, only these")
+    parser.add_argument("--only", nargs="+", metavar="FAULT", help="of those around the drain, only these")
     return parser.parse_args()
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One thing broken under a drain."""
-
-    row: report.Row
-    drains: int
-    seconds: float
 
 
 class _Chaos:

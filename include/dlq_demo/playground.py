@@ -105,8 +105,7 @@ class Playground:
 
     def _start(self, opening: ExitStack) -> None:
         opening.enter_context(self.home.taken())
-        for folder in (self.ledger, self.disk):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.ledger, ignore_errors=True)
         self.ledger.mkdir(parents=True)
         self.no_disk = opening.enter_context(small_disk(self.disk))
         self.around = BreakableSurroundings(

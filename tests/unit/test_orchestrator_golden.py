@@ -181,3 +181,23 @@ def test_a_trace_store_that_is_away_or_none_at_all_is_named(serve):
         {"GET /api/traces/ab": (404, {"data": None, "errors": [{"code": 404, "msg": "trace not found"}]})}
     )
     assert JaegerTraces(url).spans("ab") == []
+
+
+def test_a_trace_as_jaeger_answers_it(serve):
+    """Recorded from Jaeger 1.76 (all-in-one), of spans that the reference orchestrator sent it over OTLP."""
+    recorded = (Path(__file__).parent / "recorded" / "jaeger_1.76_trace.json").read_bytes()
+    url, _ = serve({"GET /api/traces/4bf92f3577b34da6a3ce929d0e0e4736": (200, recorded)})
+    with JaegerTraces(url) as traces:
+        spans = traces.spans("4bf92f3577b34da6a3ce929d0e0e4736")
+    assert sorted((span.name, span.status) for span in spans) == [
+        ("step pay", "ok"),
+        ("tool_call payments.charge", "error"),
+        ("tool_call payments.charge", "ok"),
+        ("workflow order", "ok"),
+    ]
+    wanted = {
+        "name": "tool_call payments.charge",
+        "status": "error",
+        "attributes": {"plugin": "payments", "attempt": 1, "error.type": "TransientNetwork"},
+    }
+    assert list(missing_spans(flow(spans=[wanted]), spans)) == []

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from dlq.config import Chaos, ChaosFault, QueueConfig
 from dlq.errors import ConfigError, Refused
-from dlq.golden import GoldenFlow
 from dlq.orchestrator import Level, Orchestrator, Plugin, PluginPatch
 
 WHO = "dlq chaos"
@@ -155,20 +154,13 @@ class CorruptRecords:
     def undo(self, before: Mapping[str, Any]) -> None: ...
 
 
-def made(fault: ChaosFault, flow: GoldenFlow, orchestrator: Orchestrator, seconds: float) -> Fault:
+def made(fault: ChaosFault, orchestrator: Orchestrator, seconds: float) -> Fault:
     """The fault that a queue's file describes.
 
     :param seconds: after which it ends by itself, where it can.
-    :raises ConfigError: the flow doesn't call that plugin.
     """
     if fault.plugin is None:
         return CorruptRecords()
-    called = {str(step.get("plugin")) for step in flow.workflow["steps"]}
-    if fault.plugin not in called:
-        raise ConfigError(
-            f"chaos: the golden flow {flow.name} doesn't call {fault.plugin}, so it can't fail by it; it calls "
-            f"{', '.join(sorted(called))}"
-        )
     if fault.memory_mb is not None:
         return LowQuota(orchestrator, fault.plugin, fault.memory_mb)
     if fault.scope is not None:

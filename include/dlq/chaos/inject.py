@@ -21,6 +21,7 @@ from dlq.orchestrator import Orchestrator
 
 STAGE = "chaos"
 _POLL_S = 0.2
+_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,15 @@ def experiments(drain: Drain) -> Iterator[Experiment]:
                 f"chaos.faults.{name}.flow: no golden flow {fault.flow!r}; there are: {', '.join(flows)}"
             )
         flow = flows[fault.flow]
+        called = {str(step.get("plugin")) for step in flow.workflow["steps"]}
+        if fault.plugin is not None and fault.plugin not in called:
+            raise ConfigError(
+                f"chaos.faults.{name}.plugin: the golden flow {flow.name} doesn't call {fault.plugin}, so it can't "
+                f"fail by it; it calls {', '.join(sorted(called))}"
+            )
         yield Experiment(
             name,
-            made(fault, flow, orchestrator, chaos.deadline + 60),
+            made(fault, orchestrator, chaos.deadline + _MARGIN_S),
             flow,
             tuple(f"chaos-{name}-{drain.id}-{n}" for n in range(chaos.workflows)),
             fault.corrupt is True,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from sqlalchemy import select
 
 from dlq import drafts
-from dlq.chaos.faults import WHO
+from dlq.chaos.faults import WHO, made, require_target
 from dlq.chaos.inject import STAGE, Experiment, Injected, before, document, experiments, orchestrator_of
 from dlq.drain import Drain
 from dlq.golden import differences
@@ -69,13 +68,12 @@ def recover(drain: Drain, injected: Sequence[Injected], deadline_s: float) -> li
 def end_faults(drain: Drain) -> list[str]:
     """Bring back what the run broke and the drain did not, or made otherwise; returns what could not be, and why."""
     failed = []
-    noted: Mapping[str, Any] = before(drain)
-    for one in experiments(drain):
-        if one.name in noted:
-            try:
-                one.fault.undo(noted[one.name])
-            except OrchestratorError as error:
-                failed.append(f"{one.name}: {error}")
+    faults = require_target(drain.config).faults
+    for name, was in before(drain).items():
+        try:
+            made(faults[name], orchestrator_of(drain), 1).undo(was)
+        except OrchestratorError as error:
+            failed.append(f"{name}: {error}")
     return failed
 
 
