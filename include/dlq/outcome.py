@@ -105,13 +105,6 @@ class Outcomes:
         unsettled = min(known.awaited, max(0, passed - known.confirmed - known.returned))
         return Tally(known.confirmed + unsettled, known.returned, known.awaited - unsettled)
 
-    def lag(self, target: str) -> int | None:
-        """How many records the consuming group is behind on the target; None where no group tells."""
-        if not self._drain.target.transactional or (progress := self._drain.target.progress(target)) is None:
-            return None
-        ends = self._drain.target.ends(target)
-        return sum(max(0, end - progress[part]) for part, end in ends.items() if part in progress)
-
     def known(self, job_id: str, first: int, last: int) -> Tally:
         """What the ledger knows of these ordinals."""
         with self._drain.ledger.read() as tx:

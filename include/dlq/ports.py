@@ -297,6 +297,9 @@ class Target(Protocol):
         configured.
         """
 
+    def lag(self, topic: str) -> int | None:
+        """How many records the consumers of the target are behind; None where nobody can tell."""
+
     def compacted(self, topic: str) -> bool:
         """Whether replays may go to ``topic`` although it keeps only the newest record of each key."""
 

@@ -132,7 +132,7 @@ def _step(drain: Drain, run: Run, outcomes: Outcomes, pacer: Pacer, deadline: fl
     for look in pacer.looks:
         sent = run.cursor
         while run.cursor < min(sent + look, until):
-            if room <= 0 and (room := _room(drain, job.target, outcomes, deadline)) <= 0:
+            if room <= 0 and (room := _room(drain, job.target, deadline)) <= 0:
                 return "consumers_lag"
             before = run.cursor
             room -= run.send(min(sent + look, until, before + room), deadline) - before
@@ -146,13 +146,13 @@ def _step(drain: Drain, run: Run, outcomes: Outcomes, pacer: Pacer, deadline: fl
     return None
 
 
-def _room(drain: Drain, target: str, outcomes: Outcomes, deadline: float) -> int:
+def _room(drain: Drain, target: str, deadline: float) -> int:
     """How many entries may go until the consumers' lag is to be looked at again; waits while it is too great, 0 where
     that did not help.
     """
     until = min(deadline, time.monotonic() + drain.config.outcome.deadline)
     most = drain.config.limits.lag
-    while (lag := outcomes.lag(target)) is not None and lag >= most:
+    while (lag := drain.target.lag(target)) is not None and lag >= most:
         if time.monotonic() >= until:
             drain.note(
                 "replay", f"the consumers of {target} are {lag} behind, limits.lag is {most}", level="warning"

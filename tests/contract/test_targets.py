@@ -397,6 +397,7 @@ class TargetContract:
     def test_a_topic_nobody_consumes_has_no_progress(self, topics: Topics, job: str) -> None:
         topic = topics.create()
         assert topics.client(topic).progress(topic) is None
+        assert topics.client(topic).lag(topic) is None
 
     def test_progress_is_the_groups_committed_position(self, topics: Topics, job: str) -> None:
         topic = topics.create(partitions=2)
@@ -411,6 +412,9 @@ class TargetContract:
             p: sum(1 for part, pos in places if part == p and pos is not None and pos < position[p])
             for p in (0, 1)
         } == {0: 2, 1: 2}
+        assert target.lag(topic) in (2, 4), (
+            "what is not consumed, and the transaction's markers where there are any"
+        )
 
     def test_how_much_the_topics_grew(self, topics: Topics, job: str) -> None:
         topic = topics.create()

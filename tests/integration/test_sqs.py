@@ -17,7 +17,7 @@ from dlq import intake, plan
 from dlq.archive import Archive
 from dlq.config import Owners, QueueConfig
 from dlq.conservation import verify_conservation
-from dlq.drain import Drain, drain_id
+from dlq.drain import Drain, drain_id, dry
 from dlq.explain import explained
 from dlq.grouping.classify import Classifier
 from dlq.grouping.taxonomy import load_taxonomy
@@ -211,6 +211,17 @@ def test_what_fails_again_comes_back_as_a_return_by_its_id(queues: Queues) -> No
     assert queues.states() == {"returned": 12, "open": 12}
     assert queues.rows("SELECT COUNT(*) FROM entry WHERE return_of IS NOT NULL AND attempts = 1") == [(12,)]
     assert verify_conservation(drain)["proven"]
+
+
+def test_how_far_its_consumers_are_behind_is_what_waits_to_be_received(queues: Queues) -> None:
+    with dry(queues.config, run_id="look", connections=queues.connections) as drain:
+        assert drain.target.lag(queues.orders) == 0
+        for first in (0, 6):
+            entries = [{"Id": str(n), "MessageBody": "x"} for n in range(first, first + 6)]
+            queues.client.send_message_batch(QueueUrl=queues.url, Entries=entries)
+        assert drain.target.lag(queues.orders) == 12
+        received = queues.client.receive_message(QueueUrl=queues.url, MaxNumberOfMessages=10)["Messages"]
+        assert drain.target.lag(queues.orders) == 12 - len(received)
 
 
 def test_the_first_round_waits_for_a_decision(queues: Queues) -> None:

@@ -276,6 +276,11 @@ class KafkaReplay:
             ) from error
         return {part: offset for part, (offset, _) in found.items()} or None
 
+    def lag(self, topic: str) -> int | None:
+        if (progress := self.progress(topic)) is None:
+            return None
+        return sum(max(0, end - progress[part]) for part, end in self.ends(topic).items() if part in progress)
+
     def close(self) -> None:
         self._topics.clear()
         if self._onlooker is not None:

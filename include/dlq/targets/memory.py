@@ -75,6 +75,11 @@ class MemoryReplay:
         with self.topics.lock:
             return dict(self.topics.positions.get(topic, {})) or None
 
+    def lag(self, topic: str) -> int | None:
+        if (progress := self.progress(topic)) is None:
+            return None
+        return sum(max(0, end - progress[part]) for part, end in self.ends(topic).items() if part in progress)
+
     def compacted(self, topic: str) -> bool:
         return self._allow_compacted and topic in self.topics.compacted
 

@@ -80,6 +80,12 @@ class SqsReplay(Untransacted):
         self._empty_at[topic] = now
         return self._before(topic, queue)
 
+    def lag(self, topic: str) -> int | None:
+        """What waits to be received, about."""
+        return sqs.find(self._client, topic, "target.allow", TargetError).number(
+            "ApproximateNumberOfMessages", 0
+        )
+
     def _before(self, topic: str, queue: sqs.Queue) -> float | None:
         empty_at = self._empty_at.get(topic)
         if empty_at is None:

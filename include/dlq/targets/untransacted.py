@@ -24,6 +24,9 @@ class Untransacted:
     def progress(self, _topic: str) -> dict[int, int] | None:
         return None
 
+    def lag(self, _topic: str) -> int | None:
+        return None
+
     def compacted(self, _topic: str) -> bool:
         return False
 
