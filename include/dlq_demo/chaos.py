@@ -99,7 +99,13 @@ class _Chaos:
             written = at.xcom(dag_id, run_id, "assert_recovery", key)
             said.append(f"{state}: {written['said']}")
         told = json.loads(Path(written["json"]).read_text())
-        return [report.Row(**{**one, "why": tuple(one["why"])}) for one in told["faults"]]
+        doubled = at.account().doubled
+        rows = []
+        for one in told["faults"]:  # its workflows' ids, and so their effects' keys, carry the fault's name
+            twice = [each for each in doubled if f" chaos-{one['fault']}-" in each]
+            one |= {"why": (*one["why"], *twice), "doubled": len(twice), "whole": one["whole"] and not twice}
+            rows.append(report.Row(**one))
+        return rows
 
     def _drain(self, each: Breakage) -> report.Row:
         """Fail some, start a drain, break, mend; drains until the queue is empty, at most three."""

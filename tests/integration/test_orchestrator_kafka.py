@@ -335,7 +335,7 @@ def test_a_workflow_of_an_aborted_transaction_is_not_run(stream):
     assert stream.client.workflow("aborted") is None
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_leaves_each_effect_once_and_loses_no_dead_letter(stream, kills, capsys):
     """A crash between a dead letter's acknowledgement and the record of it writes it twice: counted."""
     dice = random.Random()

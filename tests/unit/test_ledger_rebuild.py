@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -464,10 +465,10 @@ class Moment:
 def kills(
     rig: MemoryRig, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], at_least: int
 ) -> Iterator[int]:
-    """Do ``act`` again and again, each time killed one step later, until it gets through."""
+    """Do ``act`` again and again, each time killed three steps later, until it gets through."""
     monkeypatch.setattr(lease, "GRACE_S", 0.0)
     moment = Moment(rig)
-    at = 0
+    at = random.randrange(3)
     while True:
         moment.again()
         try:
@@ -476,7 +477,7 @@ def kills(
         except Killed:
             rig.expire_lease()
             yield at
-            at += 1
+            at += 3
         else:
             assert at >= at_least, f"{at} steps are so few that nothing was tried"
             return

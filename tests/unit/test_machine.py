@@ -439,7 +439,7 @@ def campaign(examples: int, steps: int) -> None:
 
 
 def test_whatever_happens_in_any_order_no_entry_is_lost_or_sent_twice() -> None:
-    campaign(examples=12, steps=20)
+    campaign(examples=6, steps=20)
 
 
 @pytest.mark.slow
