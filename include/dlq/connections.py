@@ -1,4 +1,4 @@
-"""Connections without Airflow: from the environment variables by which Airflow takes them too.
+"""Connections without Airflow: from the environment variables by which Airflow takes them too, and what is in them.
 
 ``AIRFLOW_CONN_<ID>`` holds JSON or a URI; both are read as Airflow reads them, so that one setting serves the Dags and
 the command line. What lies in a secrets backend or in Airflow's database is not seen here.
@@ -122,3 +122,18 @@ def _extra(variable: str, given: Any) -> Mapping[str, Any]:
     if not isinstance(given, (dict, type(None))):
         raise ConfigError(f"{variable}: its extra is no JSON object")
     return given or {}
+
+
+def address(connection: Connection) -> str:
+    """The base URL of an HTTP Connection, whose host may have a scheme.
+
+    :raises ConfigError: it has no host.
+    """
+    host = connection.host
+    if not host:
+        raise ConfigError(
+            f"Connection {connection.id}: host must be set, and port where it is not the scheme's own"
+        )
+    if "://" not in host:
+        host = f"{connection.schema or 'http'}://{host}"
+    return f"{host.rstrip('/')}:{connection.port}" if connection.port else host.rstrip("/")

@@ -17,7 +17,8 @@ from dlq.errors import ConfigError, Refused
 from dlq.ledger import Ledger, custody, lease
 from dlq.ledger.schema import drain as drains
 from dlq.ledger.schema import entry, event
-from dlq.orchestrator import HttpOrchestrator, Orchestrator
+from dlq.orchestrator import Orchestrator
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq.ports import Connections, Depth, Source, Target
 
 Level = Literal["info", "warning", "error"]

@@ -9,9 +9,10 @@ import httpx
 
 from dlq import clock
 from dlq.config import HttpProbe, Probe
+from dlq.connections import address
 from dlq.drain import Drain
 from dlq.errors import DlqError
-from dlq.orchestrator import Plugin, address
+from dlq.orchestrator import Plugin
 
 _TIMEOUT_S = 5.0
 

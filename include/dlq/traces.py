@@ -10,8 +10,9 @@ from typing import Any, Self
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from dlq.connections import address
 from dlq.errors import DlqError
-from dlq.orchestrator import HttpConnection, address
+from dlq.ports import Connection
 
 _TIMEOUT_S = 10.0
 
@@ -60,7 +61,7 @@ class JaegerTraces:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S)
 
     @classmethod
-    def connect(cls, connection: HttpConnection) -> Self:
+    def connect(cls, connection: Connection) -> Self:
         """From an Airflow Connection: host and port of the query API, a bearer token as password if it wants one.
 
         :raises ConfigError: it has no host.

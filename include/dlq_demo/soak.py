@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dlq.errors import DlqError
-from dlq.orchestrator import HttpOrchestrator
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.account import Account
 from dlq_demo.home import CHECKOUT
 from dlq_demo.playground import NAME, Playground

@@ -21,7 +21,6 @@ from dlq.flows import run_golden_flows
 from dlq.golden import GoldenFlow, load_golden_flows
 from dlq.orchestrator import (
     AboveCeiling,
-    HttpOrchestrator,
     Level,
     OrchestratorError,
     OrchestratorUnauthorized,
@@ -32,6 +31,7 @@ from dlq.orchestrator import (
     Replay,
     RoutingHeld,
 )
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
 from dlq_orchestrator.conformance import FAILING, WORKFLOW, Subject, conformance

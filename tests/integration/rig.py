@@ -42,7 +42,7 @@ from dlq.errors import QueueBusy
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
 from dlq.opening import open_drain
-from dlq.orchestrator import HttpOrchestrator
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq.ports import Connection, Connections
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import categorize

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
-from dlq.orchestrator import HttpOrchestrator, OrchestratorUnreachable, Replay
+from dlq.orchestrator import OrchestratorUnreachable, Replay
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
 from dlq_orchestrator.plugins import TOOLS

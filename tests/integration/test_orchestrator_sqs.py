@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from dlq.orchestrator import CapabilityMissing, HttpOrchestrator, Replay
+from dlq.orchestrator import CapabilityMissing, Replay
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.elasticmq import ACCESS_KEY, REGION, SECRET_KEY, ElasticMq, arn
 from dlq_demo.orchestrator import SqsOrchestrator
 from dlq_orchestrator.traffic import send_to_queue, workflows

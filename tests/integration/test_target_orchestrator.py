@@ -20,7 +20,8 @@ from dlq.errors import ConfigError
 from dlq.intake import take_custody
 from dlq.ledger import Ledger, lease
 from dlq.opening import open_drain
-from dlq.orchestrator import HttpOrchestrator, OrchestratorUnreachable, Replay, Replayed
+from dlq.orchestrator import OrchestratorUnreachable, Replay, Replayed
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq.ports import Connection
 from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import assign, categorize

@@ -18,7 +18,7 @@ import yaml
 from tests.integration.rig import OrchestratedRig, wait_until
 from tests.otlp import Collector, Span
 
-from dlq.orchestrator import HttpOrchestrator
+from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.broker import Broker
 
 SECRET = f"payload-{uuid.uuid4().hex}"

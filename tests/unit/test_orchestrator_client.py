@@ -18,12 +18,12 @@ from dlq.errors import ConfigError, DlqError
 from dlq.orchestrator import (
     CapabilityMissing,
     ContractBroken,
-    HttpOrchestrator,
     OrchestratorBusy,
     OrchestratorError,
     OrchestratorUnauthorized,
     OrchestratorUnreachable,
 )
+from dlq.orchestrator_http import HttpOrchestrator
 
 """Status, body, headers."""
 
