@@ -224,10 +224,14 @@ class Outcome(_Model):
 
 
 class Approval(_Model):
-    """Who decides fixes and disaster recovery: a person in the UI, or this file's policy."""
+    """Who decides fixes and disaster recovery: a person in the UI, or this file's policy.
+
+    ``who`` are the Airflow user ids that may answer; none: whoever Airflow lets.
+    """
 
     fix: Literal["person", "policy"] = "person"
     dr: Literal["person", "policy"] = "policy"
+    who: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     within: Annotated[Seconds, Field(le=900)] = 900.0
 
 

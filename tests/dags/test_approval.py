@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,9 +70,9 @@ def run(queues: Any, context: Any, supervisor: Supervisor) -> Any:
     """``run(task id, policy, pulled=…)``: the context and the task of an open drain's approval."""
 
     def build(
-        task_id: str = "approve_fix", policy: str = "person", **given: Any
+        task_id: str = "approve_fix", policy: str = "person", who: Sequence[str] = (), **given: Any
     ) -> tuple[Any, dict[str, Any]]:
-        approval = {"fix": policy, "dr": policy, "within": "10m"}
+        approval = {"fix": policy, "dr": policy, "within": "10m", "who": list(who)}
         queues.write("orders", approval=approval, source={"kind": "memory", "connection": "approvals"})
         queues.open().close()
         task = queues.dag("orders").get_task(task_id)
@@ -129,6 +130,20 @@ def test_a_person_is_asked_for_a_while_and_no_answer_is_a_reject(run: Any, super
     assert timedelta(minutes=9) < parked.value.timeout <= timedelta(minutes=10)
     assert supervisor.form.defaults == ["Reject"]
     assert supervisor.form.options == [forms.label("Approve", PLAN), "Reject"]
+
+
+def test_only_those_the_file_names_may_answer(run: Any, supervisor: Supervisor) -> None:
+    task, context = run(who=("ann", "bob"), pulled=proposed(fix()))
+    with pytest.raises(TaskAwaitingInput):
+        task.execute(context)
+    assert [user.id for user in supervisor.form.assigned_users] == ["ann", "bob"]
+
+
+def test_without_names_whoever_airflow_lets_may_answer(run: Any, supervisor: Supervisor) -> None:
+    task, context = run(pulled=proposed(fix()))
+    with pytest.raises(TaskAwaitingInput):
+        task.execute(context)
+    assert not supervisor.form.assigned_users
 
 
 def test_the_form_shows_our_facts_first_and_the_rest_as_text(run: Any, supervisor: Supervisor) -> None:

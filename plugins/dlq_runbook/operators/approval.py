@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk.execution_time.hitl import HITLUser
 
 from dlq_runbook.drains import Stopped, airflow_errors, attach
 from dlq_runbook.forms import body, is_for, label, person, short
@@ -66,7 +67,7 @@ class PlanApproval(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         with airflow_errors(), attach(self.queue_name, context) as drain:
-            within = drain.config.approval.within
+            within, who = drain.config.approval.within, drain.config.approval.who
             hold(drain, within + SWEEP_S)
             proposal = self.proposal(drain, context)
             ours = self.policy(drain.config.approval) == "policy" and proposal.within_policy
@@ -76,10 +77,13 @@ class PlanApproval(ApprovalOperator):
             if "decision" in earlier:
                 return self.go(context, earlier)
             if ours:
-                who = f"policy:{drain.queue}.yaml@{drain.config.sha}"
-                return self.go(context, self.decide(drain, proposal, who, self.APPROVE, "within its bounds"))
+                policy = f"policy:{drain.queue}.yaml@{drain.config.sha}"
+                return self.go(
+                    context, self.decide(drain, proposal, policy, self.APPROVE, "within its bounds")
+                )
             until = self.ask(drain, proposal, earlier, within)
         self.subject = proposal.subject
+        self.assigned_users = [HITLUser(id=each, name=each) for each in who] or None
         self.options = [label(self.APPROVE, proposal.digest), self.REJECT]
         self.body = body(
             (*proposal.facts, f"No answer until {until:%H:%M} UTC counts as Reject"), proposal.untrusted
