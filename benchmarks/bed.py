@@ -70,7 +70,7 @@ class Bed:
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="dlq-bench-"))
-        self._broker = Broker(properties={"log.retention.hours": "-1"})
+        self._broker = Broker(properties={"log.retention.hours": "-1"}, long_lived=True)
         try:
             self._broker.start()
         except BaseException:

@@ -60,7 +60,7 @@ _REST = {
 
 def run(*, records: int, rounds: int) -> str:
     """The pairs, and which share of our time each step has."""
-    with ElasticMq() as server:
+    with ElasticMq(long_lived=True) as server:
         folder = Path(tempfile.mkdtemp(prefix="dlq-bench-"))
         try:
             theirs = _Raw(server, records)

@@ -76,6 +76,7 @@ class Broker:
     :param properties: server properties beside or instead of ours, such as
         ``{"offsets.retention.minutes": "1"}``. ``{port}`` and ``{controller_port}`` in a value become
         the ports.
+    :param long_lived: see :func:`dlq_demo.java.java`; for benchmarks.
     :raises Unavailable: when Java or the jars can't be had.
     :raises ServiceError: when the port is taken or the broker doesn't start.
     """
@@ -86,6 +87,7 @@ class Broker:
         *,
         port: int | None = None,
         properties: Mapping[str, str] | None = None,
+        long_lived: bool = False,
     ) -> None:
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="dlq-kafka-")) if folder is None else folder.resolve()
@@ -93,6 +95,7 @@ class Broker:
         chosen, self._controller_port = loopback.free_ports(2)
         self.port = port or chosen
         self._extra = dict(properties or {})
+        self._long_lived = long_lived
         self._process: Process | None = None
 
     @property
@@ -127,7 +130,7 @@ class Broker:
         """Start it and wait until it answers a client. Data from an earlier start in this folder is kept."""
         loopback.require_free(self.port, "the embedded Kafka broker")
         program: list[str | Path] = [
-            java("the embedded Kafka broker"),
+            *java("the embedded Kafka broker", long_lived=self._long_lived),
             "--sun-misc-unsafe-memory-access=allow",  # Kafka uses it; Java 24 and later warn at every start
             f"-Dlog4j2.configurationFile={self._write_logging()}",
             "-cp",
@@ -138,7 +141,7 @@ class Broker:
             self._format(program, settings)
         self._process = Process(
             "the embedded Kafka broker",
-            [*program, "-Xmx512m", "-XX:+UseSerialGC", "kafka.Kafka", settings],
+            [*program, "-Xmx512m", "kafka.Kafka", settings],
             log=self.log,
             cwd=self.folder,
         )

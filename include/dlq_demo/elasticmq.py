@@ -53,15 +53,19 @@ class ElasticMq:
         queue: ElasticMQ deletes it here and writes it there apart). By default all is in memory, twice as
         fast, and gone with ``stop()``.
     :param port: by default a free one, the same one over restarts.
+    :param long_lived: see :func:`dlq_demo.java.java`; for benchmarks.
     :raises Unavailable: when Java or the jars can't be had.
     :raises ServiceError: when the port is taken or the server doesn't start.
     """
 
-    def __init__(self, folder: Path | None = None, *, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, port: int | None = None, long_lived: bool = False
+    ) -> None:
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="dlq-sqs-")) if folder is None else folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = port or loopback.free_ports(1)[0]
+        self._long_lived = long_lived
         self._process: Process | None = None
 
     @property
@@ -101,7 +105,10 @@ class ElasticMq:
     def start(self) -> None:
         """Start it and wait until it answers a client. What an earlier start left in its folder is there again."""
         loopback.require_free(self.port, "the embedded SQS server")
-        program: list[str | Path] = [java("the embedded SQS server"), "-cp", jars.classpath("elasticmq")]
+        program: list[str | Path] = [
+            *java("the embedded SQS server", long_lived=self._long_lived),
+            *("-cp", jars.classpath("elasticmq")),
+        ]
         settings = self._write_settings()
         stored = self._stored_queues(program)
         already = self._times_restored()
@@ -109,7 +116,7 @@ class ElasticMq:
             "the embedded SQS server",
             [
                 *program,
-                *("-Xmx512m", "-XX:+UseSerialGC", f"-Dconfig.file={settings}", "org.elasticmq.server.Main"),
+                *("-Xmx512m", f"-Dconfig.file={settings}", "org.elasticmq.server.Main"),
             ],
             log=self.log,
             cwd=self.folder,

@@ -53,8 +53,8 @@ class Registry:
         self._process = Process(
             "the schema registry",
             [
-                java("the schema registry"),
-                *("-Xmx400m", "-XX:+UseSerialGC"),
+                *java("the schema registry"),
+                "-Xmx400m",
                 *(f"-D{name}={value}" for name, value in options.items()),
                 *("-jar", _installed() / "quarkus-run.jar"),
             ],
