@@ -16,7 +16,7 @@ from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from dlq_orchestrator.failures import StepError
@@ -26,6 +26,8 @@ SERVICE = "dlq-orchestrator"
 _SIGNALS = ("TRACES", "METRICS", "LOGS")
 _END_S = 5.0
 _W3C = TraceContextTextMapPropagator()
+_on = False
+"""Whether anybody is told: spans that nobody sees would cost a tenth of the throughput."""
 
 _tracer = trace.get_tracer(SERVICE)
 _meter = metrics.get_meter(SERVICE)
@@ -78,6 +80,8 @@ def exported() -> Iterator[None]:
     trace.set_tracer_provider(spans)
     metrics.set_meter_provider(figures)
     _logs.set_logger_provider(lines)
+    global _on
+    _on = True
     try:
         yield
     finally:
@@ -119,6 +123,9 @@ def observe(circuits_open: Reading, quota_refusals: Reading, held: Reading) -> N
 @contextmanager
 def workflow_span(record: Record, name: str | None, correlation_id: str, dedupe_key: str) -> Iterator[Span]:
     """The span of one run of a record; it continues the trace in the record's headers."""
+    if not _on:
+        yield INVALID_SPAN
+        return
     attributes: Attributes = {
         "messaging.operation.type": "process",
         "messaging.message.id": record.place,
@@ -139,6 +146,9 @@ def workflow_span(record: Record, name: str | None, correlation_id: str, dedupe_
 
 @contextmanager
 def step_span(step: Step, correlation_id: str) -> Iterator[Span]:
+    if not _on:
+        yield INVALID_SPAN
+        return
     attributes: Attributes = {"workflow.step": step.name, "workflow.correlation_id": correlation_id}
     with _tracer.start_as_current_span(f"step {step.name}", attributes=attributes) as span:
         yield span
@@ -147,6 +157,9 @@ def step_span(step: Step, correlation_id: str) -> Iterator[Span]:
 @contextmanager
 def tool_call(step: Step, correlation_id: str, attempt: int) -> Iterator[None]:
     """One try of a step: its span and its duration; a `StepError` that passes is the span's error."""
+    if not _on:
+        yield
+        return
     attributes: Attributes = {
         "plugin": step.plugin,
         "tool": step.tool,
@@ -193,6 +206,8 @@ def failed(span: Span, error_type: str, message: str) -> None:
 
 def ended(span: Span, run: Run) -> None:
     """A workflow's run is over."""
+    if not _on:
+        return
     _workflows.add(1, {"workflow": run.workflow or "unreadable", "state": run.state})
     if run.duplicate_of is not None:
         span.set_attribute("workflow.duplicate_of", run.duplicate_of)
@@ -201,7 +216,7 @@ def ended(span: Span, run: Run) -> None:
 
 
 def traceparent(span: Span) -> str | None:
-    """A span's context as the W3C header; None where nothing is traced. Without an SDK it is the record's own."""
+    """A span's context as the W3C header; None where nothing is traced."""
     context = span.get_span_context()
     if not context.is_valid:
         return None

@@ -336,15 +336,16 @@ def test_a_workflow_of_an_aborted_transaction_is_not_run(stream):
     assert stream.client.workflow("aborted") is None
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_leaves_each_effect_once_and_loses_no_dead_letter(stream, kills, capsys):
     """A crash between a dead letter's acknowledgement and the record of it writes it twice: counted."""
     dice = random.Random()
-    count = 3000 * kills
+    each = 2000
+    count = each * kills
     records = list(workflows(count, dice.getrandbits(32)))
     producer = Producer({"bootstrap.servers": stream.bootstrap})
     for round_ in range(kills):
-        send(producer, stream.origin, records[round_ * 3000 : (round_ + 1) * 3000])
+        send(producer, stream.origin, records[round_ * each : (round_ + 1) * each])
         time.sleep(dice.uniform(0, 1.5))  # the random moment
         stream.service.kill()
         stream.service.start()

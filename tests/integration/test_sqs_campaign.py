@@ -71,7 +71,7 @@ def test_intake_killed_at_random_takes_every_message_once(
     [
         (3, 300, "hold"),
         pytest.param(26, 5_000, "hold", marks=pytest.mark.slow),
-        pytest.param(20, 1_200, "resend", marks=pytest.mark.slow),
+        pytest.param(6, 600, "resend", marks=pytest.mark.slow),
     ],
 )
 def test_intake_and_replay_killed_at_random_lose_nothing(

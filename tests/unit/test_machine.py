@@ -445,4 +445,4 @@ def test_whatever_happens_in_any_order_no_entry_is_lost_or_sent_twice() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whatever_happens_for_a_long_time_no_entry_is_lost_or_sent_twice() -> None:
-    campaign(examples=40, steps=25)
+    campaign(examples=16, steps=25)
