@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import select
+
 from dlq import clock
 from dlq.drain import Drain
-from dlq.orchestrator import OrchestratorError
+from dlq.ledger.schema import drain as drains
+from dlq.orchestrator import Orchestrator, OrchestratorError, RoutingHeld
 
 
 def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
@@ -28,7 +31,12 @@ def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
             return _said(
                 drain, "isolate", "none", "isolation: none, the orchestrator can't pause its routing"
             )
-        lease = orchestrator.pause_routing(drain.id, max(1, round(seconds)))
+        try:
+            lease = orchestrator.pause_routing(drain.id, max(1, round(seconds)))
+        except RoutingHeld:
+            if not _end_an_earlier_pause(drain, orchestrator):
+                raise
+            lease = orchestrator.pause_routing(drain.id, max(1, round(seconds)))
     except OrchestratorError as error:
         return _said(drain, "isolate", "none", f"isolation: none, {error}", level="warning")
     until = clock.iso(datetime.fromtimestamp((lease.until_ms or 0) / 1000, UTC))
@@ -39,6 +47,20 @@ def isolate(drain: Drain, seconds: float) -> dict[str, Any]:
         f"auto-DLQ routing is paused until {until}, failures are held by the orchestrator",
         until=until,
     )
+
+
+def _end_an_earlier_pause(drain: Drain, orchestrator: Orchestrator) -> bool:
+    """Give back what an earlier drain of this queue paused and could not give back: who holds the queue now is ours."""
+    holder = orchestrator.routing().holder
+    with drain.ledger.read() as tx:
+        ours = select(drains.c.id).where(drains.c.id == holder, drains.c.queue == drain.queue)
+        earlier = tx.execute(ours).scalar()
+    if earlier is None:
+        return False
+    orchestrator.resume_routing(earlier)
+    said = f"{earlier} is over and had left routing paused: it is given back"
+    drain.note("isolate", said, level="warning")
+    return True
 
 
 def extend_isolation(drain: Drain, seconds: float) -> None:
@@ -75,7 +97,12 @@ def restore_routing(drain: Drain) -> dict[str, Any]:
     drain.phase("restore_routing")
     # Said before it is done: who extends the pause looks again afterwards.
     _said(drain, "restore_routing", "routing", "auto-DLQ routing is being given back", restored=False)
-    lease = orchestrator.resume_routing(drain.id)
+    try:
+        lease = orchestrator.resume_routing(drain.id)
+    except RoutingHeld as held:
+        said = f"not this drain's to give back: {held}"
+        told = _said(drain, "restore_routing", "none", said, level="warning", restored=True)
+        return {"restored": True, **told}
     return {
         "restored": not lease.paused,
         **_said(

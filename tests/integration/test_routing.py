@@ -70,6 +70,26 @@ def test_a_stage_extends_the_pause_and_the_teardown_ends_it(rig: OrchestratedRig
     assert restore_routing(drain)["restored"], "a retried teardown changes nothing"
 
 
+def test_what_an_earlier_drain_left_paused_is_given_back_by_the_next(rig: OrchestratedRig) -> None:
+    """It died with its ledger away, and its teardown with it."""
+    died = rig.open("r1")
+    isolate(died, 3000)
+    rig.release(died)
+    drain = rig.open("r2")
+    assert isolate(drain, 30)["isolation"] == "routing"
+    assert rig.client.routing().holder == drain.id
+    assert restore_routing(drain)["restored"]
+    assert not rig.client.routing().paused
+
+
+def test_what_somebody_else_paused_is_theirs_to_give_back(rig: OrchestratedRig) -> None:
+    rig.client.pause_routing("a person", 60)
+    drain = rig.open("r1")
+    assert isolate(drain, 30)["isolation"] == "none"
+    assert "paused by a person" in restore_routing(drain)["said"]
+    assert rig.client.routing().holder == "a person"
+
+
 def test_an_orchestrator_that_is_down_means_no_isolation_and_is_said(rig: OrchestratedRig) -> None:
     drain = rig.open("r1")
     rig.service.stop()
