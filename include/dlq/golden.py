@@ -209,6 +209,5 @@ def _unlike(at: str, expected: object, found: object) -> Iterator[str]:
         yield f"{at}: expected {_shown(repr(expected))}, is {_shown(repr(found))}"
 
 
-def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+def _shown(text: str) -> str:
     return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"

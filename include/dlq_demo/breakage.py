@@ -6,7 +6,7 @@ import errno
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +82,8 @@ def full_disk(disk: Path) -> Breakage:
     filler = disk / "filler"
 
     def begin() -> None:
-        with filler.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(1 << 20))
-        with filler.open("ab", buffering=0) as file:
-            for size in (4096, 1):
+        with filler.open("wb", buffering=0) as file:
+            for size in (1 << 20, 4096, 1):
                 try:
                     while True:
                         file.write(bytes(size))

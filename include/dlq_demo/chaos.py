@@ -19,7 +19,7 @@ from dlq_demo import breakage
 from dlq_demo.breakage import Breakage
 from dlq_demo.home import CHECKOUT
 from dlq_demo.playground import NAME, Playground
-from dlq_demo.terminal import ended, printable_lines, step, uninterrupted
+from dlq_demo.terminal import ended, printable_lines, step
 
 LETTERS = 60
 """Workflows of each round that fail, about."""
@@ -36,11 +36,7 @@ def main() -> int:
 
     def run() -> int:
         with Playground(console, "chaos", arguments.queue) as playground:
-            try:
-                return _Chaos(console, playground).run(arguments.only)
-            finally:
-                uninterrupted()
-                console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
+            return _Chaos(console, playground).run(arguments.only)
 
     return ended(console, "chaos", run, logs)
 
@@ -96,7 +92,7 @@ class _Chaos:
             at.airflow.api.trigger(dag_id, run_id, {})
             state = at.finish(dag_id, run_id)
             key = "return_value" if state == "success" else "report"
-            written = at.xcom(dag_id, run_id, "assert_recovery", key)
+            written = at.airflow.api.xcom(dag_id, run_id, "assert_recovery", key)
             said.append(f"{state}: {written['said']}")
         told = json.loads(Path(written["json"]).read_text())
         doubled = at.account().doubled
@@ -126,8 +122,8 @@ class _Chaos:
             while len(states) < _DRAINS and (states[-1] != "success" or self._unrecovered()):
                 states.append(at.finish(at.drain_dag, at.start_drain(f"{each.name}_again")))
             after = at.account()
+            recovered = after.recovered - before.recovered
             waiting = after.waiting - before.waiting + after.queued
-            whole = states[-1] == "success" and waiting == 0 and not after.lost and not after.doubled
             why = (*after.lost, *after.doubled)
             if states[-1] != "success":
                 why = (f"the last of {len(states)} drains ended {states[-1]}", *why)
@@ -135,11 +131,11 @@ class _Chaos:
                 each.name,
                 f"{each.broke}, during {each.during.replace('_', ' ')}; drains: {', '.join(states)}",
                 failed,
-                after.recovered - before.recovered,
+                recovered,
                 waiting,
                 len(after.lost),
                 len(after.doubled),
-                whole and after.recovered - before.recovered == failed,
+                not why and waiting == 0 and recovered == failed,
                 why,
             )
             said.append(

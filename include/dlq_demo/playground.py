@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from confluent_kafka import Consumer, Producer
 from rich.console import Console
@@ -28,7 +28,7 @@ from dlq_demo.home import CHECKOUT, Home
 from dlq_demo.process import ServiceError
 from dlq_demo.stream import behind, wait_until_none
 from dlq_demo.surroundings import BreakableSurroundings
-from dlq_demo.terminal import dlq, step
+from dlq_demo.terminal import dlq, step, uninterrupted
 from dlq_orchestrator.traffic import send, workflows
 
 NAME = "playground"
@@ -57,7 +57,7 @@ class Playground:
         os.environ.update(self._variables)
         self._configure(queue)
         self.config = load_queue(queue)
-        require_target(self.config)
+        self._faults = require_target(self.config).faults
         self.sent: set[str] = set()
         self.no_disk: str | None = None
         self._seed = 0
@@ -101,6 +101,8 @@ class Playground:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        uninterrupted()
+        self._console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
         self._open.close()
 
     def _start(self, opening: ExitStack) -> None:
@@ -127,11 +129,7 @@ class Playground:
         with step(self._console, "Ledger") as said:
             dlq("ledger", "create", self.config.name)
             dlq("take", self.config.name)  # while it is empty: what comes later is nobody's old letter
-            said.append(
-                f"queue {self.config.name}: {', '.join(self.config.chaos.faults)}"
-                if self.config.chaos
-                else ""
-            )
+            said.append(f"queue {self.config.name}: {', '.join(self._faults)}")
         with step(self._console, "Airflow") as said:
             self.airflow.wait_until_up()
             for kind in ("drain", "chaos"):
@@ -173,9 +171,6 @@ class Playground:
         state = self.airflow.api.wait_for_run(dag_id, run_id, seconds=seconds)
         self.airflow.require_alive()
         return state
-
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        return self.airflow.api.xcom(dag_id, run_id, task_id, key)
 
     def wait_for_phase(self, run_id: str, phase: str, seconds: float = 120) -> None:
         """Wait until a drain comes to a phase.

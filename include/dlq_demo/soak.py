@@ -16,7 +16,7 @@ from dlq.orchestrator_http import HttpOrchestrator
 from dlq_demo.account import Account
 from dlq_demo.home import CHECKOUT
 from dlq_demo.playground import NAME, Playground
-from dlq_demo.terminal import ended, step, uninterrupted
+from dlq_demo.terminal import ended, step
 
 PER_SECOND = 20
 """Workflows sent, about."""
@@ -37,11 +37,7 @@ def main() -> int:
 
     def run() -> int:
         with Playground(console, "soak", NAME, schedule="* * * * *") as playground:
-            try:
-                return _Soak(console, playground, arguments.seed).run(arguments.minutes)
-            finally:
-                uninterrupted()
-                console.print("Stopping Airflow, the orchestrator and Kafka …", style="dim")
+            return _Soak(console, playground, arguments.seed).run(arguments.minutes)
 
     return ended(console, "soak", run, CHECKOUT / ".run" / "soak")
 

@@ -31,6 +31,8 @@ class Fault(Protocol):
 
     level: Level | None
     """Of the contract, that it needs."""
+    broke: str
+    """What it breaks, in words."""
 
     def before(self) -> dict[str, Any]:
         """What is to be brought back, as JSON; asked before :meth:`begin`."""
@@ -55,6 +57,7 @@ class FailingCalls:
         self._error = error
         self._seconds = seconds
         self._name = f"chaos-{plugin}-{error}"
+        self.broke = f"each call of {plugin} fails with {error}"
 
     def before(self) -> dict[str, Any]:
         return {}
@@ -78,6 +81,7 @@ class LowQuota:
         self._orchestrator = orchestrator
         self._plugin = plugin
         self._limit = memory_mb
+        self.broke = f"{plugin}'s memory quota is {memory_mb} MiB"
 
     def before(self) -> dict[str, Any]:
         return {"limit": self._now()}
@@ -111,6 +115,7 @@ class LostScope:
         self._orchestrator = orchestrator
         self._plugin = plugin
         self._scope = scope
+        self.broke = f"{plugin} may not reach for {scope}"
 
     def before(self) -> dict[str, Any]:
         scopes = self._now().scopes
@@ -143,6 +148,7 @@ class CorruptRecords:
     """The records are cut short; nothing else is broken."""
 
     level: Level | None = None
+    broke = "records are cut short"
 
     def before(self) -> dict[str, Any]:
         return {}

@@ -26,6 +26,7 @@ class Recovered:
     """
 
     fault: str
+    broke: str
     failed: int
     recovered: int
     waiting: int
@@ -55,7 +56,7 @@ def recover(drain: Drain, injected: Sequence[Injected], deadline_s: float) -> li
     for one in experiments(drain):
         struck = by_name[one.name]
         if struck.skipped:
-            result = Recovered(one.name, 0, 0, 0, 0, skipped=struck.skipped)
+            result = Recovered(one.name, one.fault.broke, 0, 0, 0, 0, skipped=struck.skipped)
         else:
             if one.corrupt:
                 _mend(drain, one, deadline_s)
@@ -101,7 +102,7 @@ def _look(drain: Drain, one: Experiment, struck: Injected) -> Recovered:
         else:
             lost += 1
             why.append(f"{each}: {unlike[0]}")
-    return Recovered(one.name, struck.failed, recovered, waiting, lost, tuple(why[:_SHOWN]))
+    return Recovered(one.name, one.fault.broke, struck.failed, recovered, waiting, lost, tuple(why[:_SHOWN]))
 
 
 def _mend(drain: Drain, one: Experiment, deadline_s: float) -> None:

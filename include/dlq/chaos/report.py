@@ -11,7 +11,6 @@ from upath import UPath
 
 from dlq import clock
 from dlq.chaos.recovery import Recovered
-from dlq.config import ChaosFault
 from dlq.report.write import page, put
 
 
@@ -30,12 +29,12 @@ class Row:
     why: tuple[str, ...] = ()
 
 
-def row(found: Recovered, fault: ChaosFault) -> Row:
+def row(found: Recovered) -> Row:
     """What became of a fault of the queue's file."""
     why = found.why if found.skipped is None else (f"not injected: {found.skipped}",)
     return Row(
         found.fault,
-        told(fault),
+        found.broke,
         found.failed,
         found.recovered,
         found.waiting,
@@ -44,17 +43,6 @@ def row(found: Recovered, fault: ChaosFault) -> Row:
         found.whole,
         why,
     )
-
-
-def told(fault: ChaosFault) -> str:
-    """What a fault breaks, in words."""
-    if fault.error is not None:
-        return f"each call of {fault.plugin} fails with {fault.error}"
-    if fault.memory_mb is not None:
-        return f"{fault.plugin}'s memory quota is {fault.memory_mb} MiB"
-    if fault.scope is not None:
-        return f"{fault.plugin} may not reach for {fault.scope}"
-    return "records are cut short"
 
 
 def write(folder: str, name: str, queue: str, run: str, rows: Sequence[Row]) -> dict[str, Any]:

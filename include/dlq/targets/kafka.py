@@ -24,8 +24,9 @@ from confluent_kafka.admin import AclOperation
 from dlq import kafka
 from dlq.config import KafkaTarget
 from dlq.errors import Fenced, Refused, SourceError, TargetError
-from dlq.ports import Connection, Connections, Delivered, Output, Range, Sender, Unproducible
+from dlq.ports import Connection, Connections, Delivered, Output, Range, Unproducible
 from dlq.sources.kafka import KafkaPass
+from dlq.targets.transacted import Transacted
 
 _TRANSACTION_MS = 15_000
 """An open transaction stalls every read_committed consumer of the target: the broker ends a dead one after this."""
@@ -84,10 +85,8 @@ class _Topic:
     """How old a record's own timestamp may be, ms; None: any."""
 
 
-class KafkaReplay:
+class KafkaReplay(Transacted):
     """The target adapter for Kafka topics: those in ``target.allow``."""
-
-    transactional = True
 
     def __init__(self, config: KafkaTarget, connections: Connections) -> None:
         self._config = config
@@ -256,12 +255,6 @@ class KafkaReplay:
         finally:
             client.close()
 
-    def sender(self, topic: str) -> Sender:
-        raise NotImplementedError("replays go by a transactional writer")
-
-    def digested(self, _topic: str, _source: str) -> float | None:
-        return None
-
     def progress(self, topic: str) -> dict[int, int] | None:
         if self._config.group is None:
             return None
@@ -275,11 +268,6 @@ class KafkaReplay:
                 f"group {self._config.group!r}: {error}; is the broker up? It takes DESCRIBE on the group"
             ) from error
         return {part: offset for part, (offset, _) in found.items()} or None
-
-    def lag(self, topic: str) -> int | None:
-        if (progress := self.progress(topic)) is None:
-            return None
-        return sum(max(0, end - progress[part]) for part, end in self.ends(topic).items() if part in progress)
 
     def close(self) -> None:
         self._topics.clear()

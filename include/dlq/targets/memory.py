@@ -14,13 +14,12 @@ from typing import Self
 from dlq.entry import Record
 from dlq.errors import Fenced, Refused, TargetError
 from dlq.memory import MemoryLog, MemoryTopics, placed
-from dlq.ports import Delivered, Output, Sender, Unproducible
+from dlq.ports import Delivered, Output, Unproducible
+from dlq.targets.transacted import Transacted
 
 
-class MemoryReplay:
+class MemoryReplay(Transacted):
     """The target adapter: one client of :class:`MemoryTopics`."""
-
-    transactional = True
 
     def __init__(
         self, topics: MemoryTopics, allow: Sequence[str] = ("memory",), *, allow_compacted: bool = False
@@ -64,21 +63,10 @@ class MemoryReplay:
                 and ordinal.isdigit()
             ]
 
-    def sender(self, topic: str) -> Sender:
-        raise NotImplementedError("replays go by a transactional writer")
-
-    def digested(self, _topic: str, _source: str) -> float | None:
-        return None
-
     def progress(self, topic: str) -> dict[int, int] | None:
         self.topics.live()
         with self.topics.lock:
             return dict(self.topics.positions.get(topic, {})) or None
-
-    def lag(self, topic: str) -> int | None:
-        if (progress := self.progress(topic)) is None:
-            return None
-        return sum(max(0, end - progress[part]) for part, end in self.ends(topic).items() if part in progress)
 
     def compacted(self, topic: str) -> bool:
         return self._allow_compacted and topic in self.topics.compacted

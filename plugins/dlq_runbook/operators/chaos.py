@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from dlq_runbook.drains import airflow_errors, look
+from dlq_runbook.drains import look
 from dlq_runbook.links import ReportLink
 from dlq_runbook.operators.base import DlqOperator
 from dlq_runbook.operators.drain import OpenDrain
@@ -24,23 +24,24 @@ class _Held(OpenDrain):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(kind="cli", **kwargs)
 
-    def execute(self, context: Context) -> Any:
-        from dlq import telemetry
+    def work(self, drain: Drain, context: Context) -> Any:
+        """What is done while the queue is held."""
+        raise NotImplementedError
+
+    def stage(self, drain: Drain, context: Context) -> Any:
         from dlq.ledger import lease
 
-        with airflow_errors(), telemetry.stage(self.task_id) as span, self.attached(context) as drain:
-            span.of(drain.queue, drain.id, dry_run=drain.dry_run)
-            try:
-                return self.stage(drain, context)
-            finally:
-                if not drain.dry_run:
-                    lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "done")
+        try:
+            return self.work(drain, context)
+        finally:
+            if not drain.dry_run:
+                lease.release(drain.ledger, drain.queue, drain.id, drain.epoch, "done")
 
 
 class InjectFaults(_Held):
     """Break, let workflows fail into the queue, stop breaking: fault by fault, as the queue's file says."""
 
-    def stage(self, drain: Drain, context: Context) -> list[dict[str, Any]]:
+    def work(self, drain: Drain, context: Context) -> list[dict[str, Any]]:
         from dlq import chaos
 
         return [asdict(one) for one in chaos.inject(drain)]
@@ -51,16 +52,15 @@ class AssertRecovery(_Held):
 
     operator_extra_links = (ReportLink(),)
 
-    def stage(self, drain: Drain, context: Context) -> dict[str, Any]:
+    def work(self, drain: Drain, context: Context) -> dict[str, Any]:
         from dlq import chaos
         from dlq.chaos import report
 
         told = context["ti"].xcom_pull(task_ids="inject_faults")
         if told is None:
             raise AirflowFailException("inject_faults did not end: nothing can be said of what it broke")
-        target = chaos.require_target(drain.config)
         found = chaos.recover(drain, [chaos.Injected(**one) for one in told], self.deadline_s(drain, context))
-        rows = [report.row(one, target.faults[one.fault]) for one in found]
+        rows = [report.row(one) for one in found]
         if drain.dry_run:
             return {"said": "dry run: nothing was broken", "whole": None}
         written = report.write(drain.config.report, drain.id, drain.queue, context["dag_run"].run_id, rows)
