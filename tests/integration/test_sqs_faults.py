@@ -18,6 +18,8 @@ from dlq import aws
 from dlq.errors import ConfigError
 from dlq.intake import take_custody
 from dlq.outcome import Outcomes
+from dlq.recovery.doubts import resolve
+from dlq.selection import Selection
 from dlq.triage import assign
 from dlq_demo.elasticmq import arn
 
@@ -101,6 +103,27 @@ def test_in_doubt_and_resent_by_policy(
     receiver.settle()
     figures = rig.check_arrivals(receiver)
     assert (figures.doubled, len(receiver.effects)) == (doubled, 10)
+
+
+def test_what_may_have_been_sent_and_is_then_refused_stays_in_doubt(
+    make_sqs_rig: Make, sqs_faults: SqsFaults
+) -> None:
+    """A refusal says nothing of the call before; once a person has, it is what it is."""
+    rig = make_sqs_rig(endpoint=sqs_faults.endpoint, target={"on_ambiguous": "resend"})
+    drain = rig.taken(10)
+    sqs_faults.next("lost", "sender_fault", "sender_fault")
+    rig.send(drain)
+    rig.send(drain)
+    assert rig.states() == {"replayed": 9, "ambiguous": 1}
+    receiver = rig.receiver()
+    receiver.settle()
+    figures = rig.check_arrivals(receiver)
+    assert (figures.ambiguous_arrived, figures.unrecorded, len(receiver.effects)) == (1, 0, 10)
+    rig.check_same_figures(drain)
+    resolve(drain, Selection(everything=True), "open", who="p", why="seen at the receiver")
+    rig.write("UPDATE entry SET reason = 'ready' WHERE state = 'open'")
+    rig.send(drain)
+    assert rig.states() == {"replayed": 9, "open:refused:InvalidMessageContents": 1}
 
 
 @pytest.mark.parametrize("fifo", [False, True])

@@ -16,12 +16,14 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    delete,
     exists,
     func,
     insert,
     literal,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -412,9 +414,16 @@ def settle_sent(
     cursor: int,
 ) -> set[int]:
     """What became of lines marked as being sent: taken by the target, certainly refused (open with that reason), or
-    not known. One whose message is another line's was swallowed, not sent: returns those ordinals, open now."""
+    not known. One whose message is another line's was swallowed, not sent: returns those ordinals, open now. A refusal
+    says nothing of an earlier send whose outcome is not known: nor is that of its entry."""
     swallowed = _swallowed(tx, settled, taken)
     refused = {**refused, **dict.fromkeys(swallowed, "swallowed")}
+    for some in batched(refused, 500):
+        tx.execute(delete(delivery).where(delivery.c.job == settled.id, delivery.c.ordinal.in_(some)))
+    final = [ordinal for ordinal, why in refused.items() if why not in ("ready", EARLIER)]
+    doubted = _maybe_sent_before(tx, settled, final)
+    refused = {ordinal: why for ordinal, why in refused.items() if ordinal not in doubted}
+    doubtful = [*doubtful, *doubted]
     taken = [d for d in taken if d.ordinal not in swallowed]
     state = "handed_back" if settled.kind == "hand_back" else "replayed"
     reason = "sent, outcome not known yet" if state == "replayed" else "handed back to the queue"
@@ -455,6 +464,30 @@ def settle_sent(
         )
     tx.execute(update(job).where(job.c.id == settled.id, job.c.cursor <= cursor).values(cursor=cursor))
     return swallowed
+
+
+def _maybe_sent_before(tx: Connection, settled: Job, ordinals: Sequence[int]) -> set[int]:
+    """Those whose entry an earlier job may have sent: what it certainly did would be settled."""
+    before, found = job_entry.alias("before"), set[int]()
+    for some in batched(ordinals, 500):
+        rows = tx.execute(
+            select(job_entry.c.ordinal)
+            .join(before, (before.c.entry == job_entry.c.entry) & (before.c.job != job_entry.c.job))
+            .join(delivery, (delivery.c.job == before.c.job) & (delivery.c.ordinal == before.c.ordinal))
+            .where(job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some))
+        )
+        found.update(rows.scalars())
+    return found
+
+
+def forget_sends(tx: Connection, unsent: ColumnElement[bool]) -> None:
+    """Somebody knows that these entries were never sent."""
+    lines = (
+        select(job_entry.c.job, job_entry.c.ordinal)
+        .join(entry, entry.c.id == job_entry.c.entry)
+        .where(unsent)
+    )
+    tx.execute(delete(delivery).where(tuple_(delivery.c.job, delivery.c.ordinal).in_(lines)))
 
 
 def _swallowed(tx: Connection, settled: Job, taken: Sequence[Delivered]) -> set[int]:

@@ -11,7 +11,7 @@ from dlq import clock
 from dlq.drain import Drain
 from dlq.entry import FLAWS
 from dlq.errors import Refused
-from dlq.ledger.jobs import record_decision
+from dlq.ledger.jobs import forget_sends, record_decision
 from dlq.ledger.schema import entry, job, plan, source
 from dlq.selection import Selection
 
@@ -46,6 +46,7 @@ def resolve(drain: Drain, chosen: Selection, fate: Fate, *, who: str, why: str) 
                 (entry.c.duplicate_of.is_not(None), literal("twin_not_sent")),
                 else_=literal("new"),
             )
+            forget_sends(tx, doubtful)
             tx.execute(update(entry).where(doubtful).values(state="open", reason=reason, job=None))
         elif fate == "discarded":
             tx.execute(
