@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import settings
+from tests.forks import Forked
+from tests.shared import shared
 
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.elasticmq import ElasticMq
@@ -28,17 +30,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     os.environ["AIRFLOW_HOME"] = home
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    os.environ["GX_ANALYTICS_ENABLED"] = "False"  # of tests.forks
+
+
+@pytest.fixture
+def forked_expectations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations checks proofs in forked processes."""
+    from dlq import conservation
+
+    monkeypatch.setattr(conservation, "Expectations", Forked)
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    """One real Kafka broker a test process (2.5 s, 200 MB); tests keep apart by the names of their topics.
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """One real Kafka broker a test run (2.5 s, 200 MB); tests keep apart by the names of their topics.
 
     A test that kills or configures a broker starts one of its own.
     """
     try:
-        with Broker() as running:
-            yield running
+        return shared(Broker, request)
     except Unavailable as error:
         _skip(error)
 
@@ -56,14 +66,13 @@ def topic(broker: Broker) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def elasticmq() -> Iterator[ElasticMq]:
-    """One real SQS server a test process (2.5 s, 200 MB), in memory; tests keep apart by the names of their queues.
+def elasticmq(request: pytest.FixtureRequest) -> ElasticMq:
+    """One real SQS server a test run (2.5 s, 200 MB), in memory; tests keep apart by the names of their queues.
 
     A test that kills a server starts one of its own, in a folder.
     """
     try:
-        with ElasticMq() as running:
-            yield running
+        return shared(ElasticMq, request)
     except Unavailable as error:
         _skip(error)
 

@@ -111,7 +111,8 @@ def _suites() -> dict[str, list[Any]]:
     }
 
 
-def _check(frames: Frames) -> list[dict[str, Any]]:
+def validate(frames: Frames) -> list[dict[str, Any]]:
+    """What :meth:`Expectations.check` returns, found in this process."""
     import great_expectations as gx
     import pandas as pd
 
@@ -144,4 +145,4 @@ def _check(frames: Frames) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    json.dump(_check(json.load(sys.stdin)), sys.stdout)
+    json.dump(validate(json.load(sys.stdin)), sys.stdout)

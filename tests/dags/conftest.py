@@ -31,6 +31,11 @@ def no_connection(conn_id: str) -> Any:
     raise AssertionError(f"{conn_id} was asked for")
 
 
+@pytest.fixture(autouse=True)
+def _expectations(forked_expectations: None) -> None:
+    """Every proof is checked in a forked process."""
+
+
 @dataclass
 class Queues:
     """A configuration folder of a test's own."""

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.integration.rig import FORKS, Rig, wait_until
+from tests.forks import FORKS, Here
+from tests.integration.rig import Rig, wait_until
 
+from dlq import conservation
 from dlq.cli.main import main
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "include" / "config"
@@ -112,6 +114,7 @@ def _dlq(arguments: Sequence[str], environment: dict[str, str], files: Sequence[
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), stream)
     # as a start makes them: over the descriptors, whatever was put in their place before
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", 1)
+    conservation.Expectations = Here  # type: ignore[misc]
     main(arguments)
 
 

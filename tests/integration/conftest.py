@@ -14,6 +14,11 @@ from dlq_demo.broker import Broker
 from dlq_demo.elasticmq import ElasticMq
 
 
+@pytest.fixture(autouse=True)
+def _expectations(forked_expectations: None) -> None:
+    """Every proof is checked in a forked process."""
+
+
 @pytest.fixture
 def make_rig(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     """Makes queues to drain on the shared broker: ``make_rig(parts=6, limits={"jobs": 2})``."""

@@ -5,7 +5,6 @@ against each other.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -32,6 +31,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import text
+from tests.forks import FORKS
 from tests.integration import worker
 
 from dlq.archive import Archive, Rows
@@ -48,12 +48,6 @@ from dlq.replay import drain_remaining, replay_batches, replay_canary
 from dlq.triage import categorize
 from dlq_demo.broker import Broker, create_topic
 from dlq_demo.orchestrator import ReferenceOrchestrator
-
-# A server that has imported everything: from it a worker starts in milliseconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["pytest", "pandas", "dlq.cli.main", "tests.integration.worker"]
-)  # pandas: pyarrow imports it where it is installed
 
 TRANSIENT = ("TransientNetwork", "RateLimit", "PluginTimeout")
 """Error types the taxonomy retries; the others wait for a fix or a person."""
