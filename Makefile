@@ -7,10 +7,10 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests also wait, for processes and deadlines: one worker more than there are cores.
-WORKERS ?= $(shell echo $$((1 + $$(nproc 2>/dev/null || echo 2))))
+# Tests also wait, for processes and deadlines: two workers more than there are cores.
+WORKERS ?= $(shell echo $$((2 + $$(nproc 2>/dev/null || echo 2))))
 # Files stay together, so that tests share services, and come in their order: the short ones of the core last, so that no
-# worker ends late. An Airflow needs all cores, so those tests run one by one.
+# worker ends late.
 # A worker that died hangs pytest-xdist where it is replaced: units that are done are handed out again.
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 READY := $(VENV)/.ready
@@ -43,8 +43,7 @@ soak: $(READY) ## Load, faults and scheduled drains for so many minutes; count w
 	@$(BIN)/python -m dlq_demo.soak $(MINUTES:%=--minutes %)
 
 test: $(READY) ## Every test but the slow ones
-	$(PYTEST) -m "not slow and not airflow and not aws"
-	$(BIN)/pytest -m "airflow and not slow"
+	$(PYTEST) -m "not slow and not aws"
 
 test-slow: $(READY) ## What takes long: processes and brokers killed by the dozen, people answering in a real Airflow
 	$(PYTEST) -m "slow and not airflow"

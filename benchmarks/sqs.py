@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.cost import PAIRS_HEAD, Cost, measured, paired, table
 from benchmarks.letters import letter
-from dlq import aws, sqs
 from dlq import plan as planning
+from dlq import sqs
 from dlq.archive import Archive
 from dlq.config import QueueConfig
 from dlq.drain import Drain
@@ -86,7 +86,7 @@ class _Raw:
     def __call__(self, _number: int) -> Cost:
         dlq, orders = _queues(self._server)
         fill(self._server, dlq, self._records)
-        client = aws.client(_connection(self._server), "sqs")
+        client = self._server.client()
         lock, left = threading.Lock(), self._records
 
         def work() -> None:
