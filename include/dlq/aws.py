@@ -36,8 +36,7 @@ def client(connection: Connection, service: str, *, once: bool = False) -> Any:
         read_timeout=ANSWER_S if once else LONG_POLL_S + ANSWER_S,
         retries={"total_max_attempts": 1} if once else {"total_max_attempts": 4, "mode": "standard"},
         max_pool_connections=_POOL,
-        # Both cost a tenth of a call's time: the service checks the same, and a name of our own, which CloudTrail shows,
-        # is made once.
+        # Each call would do both anew, a tenth of its time. The service checks the same; CloudTrail shows the name.
         parameter_validation=False,
         user_agent=f"{botocore.session.Session().user_agent()} dlq-runbook",
     )
