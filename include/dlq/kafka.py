@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType
@@ -39,11 +40,14 @@ _OURS = {
     "transaction.timeout.ms",
 }
 _OURS -= {"compression.type"}
-_COORDINATOR = {
+_MOVING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
 }
+_Found = TypeVar("_Found")
 
 
 def transport(connection: Connection) -> dict[str, Any]:
@@ -157,36 +161,49 @@ def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple
     """Log start and last stable offset of each partition (the client's isolation decides: read committed)."""
     found = {}
     for part in parts:
+        ask = partial(client.get_watermark_offsets, TopicPartition(name, part), cached=False)
         try:
-            low, high = client.get_watermark_offsets(
-                TopicPartition(name, part), timeout=TIMEOUT_S, cached=False
-            )
+            low, high = _asked(ask)
         except KafkaException as error:
             raise SourceError(f"{name}/{part}: offsets can't be read: {reason(error)}") from error
         found[part] = (low, high)
     return found
 
 
+def offsets_at(client: Consumer, name: str, parts: Iterable[int], timestamp_ms: int) -> dict[int, int]:
+    """The first offset of that time or later, for the partitions that have one."""
+    moments = [TopicPartition(name, part, timestamp_ms) for part in parts]
+    try:
+        found = _asked(partial(client.offsets_for_times, moments))
+    except KafkaException as error:
+        raise SourceError(f"{name}: offsets of a time can't be read: {reason(error)}") from error
+    return {p.partition: p.offset for p in found if p.offset >= 0}
+
+
 def committed(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple[int, str | None]]:
     """A group's committed offset and its metadata, for the partitions that have one."""
-    until = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            found = client.committed([TopicPartition(name, p) for p in parts], timeout=TIMEOUT_S)
-            break
-        except KafkaException as error:
-            # the client does not ask again by itself when a coordinator moved or is loading, as in a cluster's
-            # first second
-            if error.args[0].code() in _COORDINATOR and time.monotonic() < until:
-                time.sleep(0.1)
-                continue
-            raise SourceError(f"{name}: committed offsets can't be read: {reason(error)}") from error
+    try:
+        found = _asked(partial(client.committed, [TopicPartition(name, p) for p in parts]))
+    except KafkaException as error:
+        raise SourceError(f"{name}: committed offsets can't be read: {reason(error)}") from error
     for partition in found:
         if partition.error is not None:
             raise SourceError(
                 f"{name}/{partition.partition}: committed offset can't be read: {partition.error.str()}"
             )
     return {p.partition: (p.offset, p.metadata) for p in found if p.offset >= 0}
+
+
+def _asked(call: Callable[..., _Found]) -> _Found:
+    """The client does not ask again by itself when a leader or a coordinator moved, or is only just made."""
+    until = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return call(timeout=TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _MOVING or time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
 
 
 def reason(error: BaseException) -> str:

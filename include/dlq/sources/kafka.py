@@ -169,9 +169,8 @@ class KafkaDlq:
             return low
         if self._start == "latest":
             return high
-        moment = TopicPartition(self._topic, part, int(self._start.timestamp() * 1000))
-        found = self._consumer.offsets_for_times([moment], timeout=kafka.TIMEOUT_S)[0].offset
-        return found if found >= 0 else high
+        moment_ms = int(self._start.timestamp() * 1000)
+        return kafka.offsets_at(self._consumer, self._topic, [part], moment_ms).get(part, high)
 
     def peek(self, _most: int, _seconds: float) -> list[Record]:
         raise NotImplementedError("it has a log: a pass that acknowledges nothing leaves no trace")

@@ -186,12 +186,10 @@ class KafkaReplay(Transacted):
         try:
             for name in self._config.allow:
                 marks = kafka.watermarks(client, name, list(range(self._topic(name).partitions)))
-                then = client.offsets_for_times(
-                    [TopicPartition(name, part, since) for part in marks], timeout=kafka.TIMEOUT_S
-                )
-                total += sum(marks[p.partition][1] - p.offset for p in then if p.offset >= 0)
-        except KafkaException as error:
-            raise TargetError(f"target topics can't be counted: {kafka.reason(error)}") from error
+                then = kafka.offsets_at(client, name, marks, since)
+                total += sum(marks[part][1] - offset for part, offset in then.items())
+        except SourceError as error:
+            raise TargetError(f"target topics can't be counted: {error}") from error
         finally:
             client.close()
         return total
