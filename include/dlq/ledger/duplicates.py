@@ -12,6 +12,7 @@ from dlq.ledger.schema import entry
 _SENT = ("replayed", "confirmed", "returned")
 _GONE = ("discarded", "handed_back")
 _PAGE = 1_000
+_TWIN, _OTHER = entry.alias("twin"), entry.alias("other")
 
 
 def mark(tx: Connection, queue: str) -> tuple[int, int]:
@@ -45,20 +46,19 @@ def mark(tx: Connection, queue: str) -> tuple[int, int]:
 
 def _claims(tx: Connection, queue: str, identity: Column[str], after: int) -> Sequence[Any]:
     """The next new entries of which an earlier one has the same identity."""
-    twin = entry.alias("twin")
     fresh = and_(
         entry.c.queue == queue,
         entry.c.state == "open",
         entry.c.reason.in_(("new", "returned", "first_intake")),
         entry.c.duplicate_of.is_(None),
     )
-    known = select(twin.c.id).where(
-        twin.c[identity.key] == identity,
-        _may_be_twin(twin.c, queue),
-        twin.c.id < entry.c.id,
+    known = select(_TWIN.c.id).where(
+        _TWIN.c[identity.key] == identity,
+        _may_be_twin(_TWIN.c, queue),
+        _TWIN.c.id < entry.c.id,
         or_(
-            and_(twin.c.return_of == entry.c.return_of, twin.c.target.is_not_distinct_from(entry.c.target)),
-            and_(twin.c.return_of.is_(None), entry.c.return_of.is_(None)),
+            and_(_TWIN.c.return_of == entry.c.return_of, _TWIN.c.target.is_not_distinct_from(entry.c.target)),
+            and_(_TWIN.c.return_of.is_(None), entry.c.return_of.is_(None)),
         ),
     )
     return tx.execute(
@@ -91,8 +91,7 @@ def _may_be_twin(columns: Any, queue: str) -> ColumnElement[bool]:
 
 def _shorten(tx: Connection, queue: str) -> None:
     """Point the twin of a twin at the first of them: the one between is never sent."""
-    twin = entry.alias("twin")
-    first = select(twin.c.duplicate_of).where(twin.c.id == entry.c.duplicate_of).scalar_subquery()
+    first = select(_TWIN.c.duplicate_of).where(_TWIN.c.id == entry.c.duplicate_of).scalar_subquery()
     while tx.execute(
         update(entry)
         .where(
@@ -109,26 +108,27 @@ def _shorten(tx: Connection, queue: str) -> None:
 def settle(tx: Connection, queue: str, drain: str) -> int:
     """Settle the twins of what was sent. Where one will never be sent, the first of its twins takes its place and waits
     for a person. Returns how many were settled."""
-    twin, other = entry.alias("twin"), entry.alias("other")
     pairs = (
         select(entry.c.id)
-        .join(twin, twin.c.id == entry.c.duplicate_of)
+        .join(_TWIN, _TWIN.c.id == entry.c.duplicate_of)
         .where(entry.c.queue == queue, entry.c.state == "open", entry.c.duplicate_of.is_not(None))
     )
     done = tx.execute(
         update(entry)
         .where(
-            entry.c.id.in_(pairs.where(twin.c.state.in_(_SENT), twin.c.payload_sha == entry.c.payload_sha))
+            entry.c.id.in_(pairs.where(_TWIN.c.state.in_(_SENT), _TWIN.c.payload_sha == entry.c.payload_sha))
         )
         .values(state="duplicate", settled_drain=drain, reason="its twin was sent")
     )
-    orphans = entry.c.id.in_(pairs.where(twin.c.state.in_(_GONE)))
+    orphans = entry.c.id.in_(pairs.where(_TWIN.c.state.in_(_GONE)))
     heir = (
-        select(func.min(other.c.id))
-        .where(other.c.duplicate_of == entry.c.duplicate_of, other.c.state == "open")
+        select(func.min(_OTHER.c.id))
+        .where(_OTHER.c.duplicate_of == entry.c.duplicate_of, _OTHER.c.state == "open")
         .scalar_subquery()
     )
     tx.execute(update(entry).where(orphans, entry.c.id != heir).values(duplicate_of=heir))
-    fate = select(literal("twin_") + twin.c.state).where(twin.c.id == entry.c.duplicate_of).scalar_subquery()
+    fate = (
+        select(literal("twin_") + _TWIN.c.state).where(_TWIN.c.id == entry.c.duplicate_of).scalar_subquery()
+    )
     tx.execute(update(entry).where(orphans).values(duplicate_of=None, reason=fate))
     return int(done.rowcount)

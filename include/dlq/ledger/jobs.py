@@ -36,6 +36,8 @@ from dlq.ledger.store import Ledger, insert_rows
 from dlq.ports import Delivered
 
 _PAGE = 4_000
+_BACK = entry.alias("back")  # of what was replayed
+_BEFORE = job_entry.alias("before")  # an earlier job's line of the same entry
 
 
 class PlanStale(DlqError):
@@ -373,8 +375,7 @@ def settle(
             reason="sent, outcome not known yet" if state == "replayed" else "handed back to the queue",
         )
     ).rowcount
-    back = entry.alias("back")
-    came_back = passed.join(back, back.c.return_of == job_entry.c.entry)
+    came_back = passed.join(_BACK, _BACK.c.return_of == job_entry.c.entry)
     tx.execute(  # the consumer may have been faster than our bookkeeping
         update(entry)
         .where(entry.c.id.in_(came_back), entry.c.state == "replayed", entry.c.job == settled.id)
@@ -446,13 +447,12 @@ def settle_sent(
                 .values(**values)
             )
     if state == "replayed":
-        back = entry.alias("back")
         for some in batched(
             [*(d.ordinal for d in taken), *doubtful], 500
         ):  # their consumer may have been faster
             came_back = (
                 select(job_entry.c.entry)
-                .join(back, back.c.return_of == job_entry.c.entry)
+                .join(_BACK, _BACK.c.return_of == job_entry.c.entry)
                 .where(job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some))
             )
             mark_returned(tx, list(tx.execute(came_back).scalars()), drain)
@@ -468,12 +468,12 @@ def settle_sent(
 
 def _maybe_sent_before(tx: Connection, settled: Job, ordinals: Sequence[int]) -> set[int]:
     """Those whose entry an earlier job may have sent: what it certainly did would be settled."""
-    before, found = job_entry.alias("before"), set[int]()
+    found: set[int] = set()
     for some in batched(ordinals, 500):
         rows = tx.execute(
             select(job_entry.c.ordinal)
-            .join(before, (before.c.entry == job_entry.c.entry) & (before.c.job != job_entry.c.job))
-            .join(delivery, (delivery.c.job == before.c.job) & (delivery.c.ordinal == before.c.ordinal))
+            .join(_BEFORE, (_BEFORE.c.entry == job_entry.c.entry) & (_BEFORE.c.job != job_entry.c.job))
+            .join(delivery, (delivery.c.job == _BEFORE.c.job) & (delivery.c.ordinal == _BEFORE.c.ordinal))
             .where(job_entry.c.job == settled.id, job_entry.c.ordinal.in_(some))
         )
         found.update(rows.scalars())
