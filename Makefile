@@ -45,6 +45,7 @@ soak: $(READY) ## Load, faults and scheduled drains for so many minutes; count w
 test: $(READY) ## Every test but the slow ones
 	$(PYTEST) -m "not slow and not aws"
 
+# Schedulers are killed and people have deadlines to answer by: those tests have the machine to themselves.
 test-slow: $(READY) ## What takes long: processes and brokers killed by the dozen, people answering in a real Airflow
 	$(PYTEST) -m "slow and not airflow"
 	$(BIN)/pytest -m "slow and airflow"

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import settings
-from tests.forks import Forked
 from tests.shared import shared
 
 from dlq_demo.broker import Broker, create_topic
@@ -30,15 +29,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     os.environ["AIRFLOW_HOME"] = home
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-    os.environ["GX_ANALYTICS_ENABLED"] = "False"  # of tests.forks
-
-
-@pytest.fixture
-def forked_expectations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Great Expectations checks proofs in forked processes."""
-    from dlq import conservation
-
-    monkeypatch.setattr(conservation, "Expectations", Forked)
 
 
 @pytest.fixture(scope="session")

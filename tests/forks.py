@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Self
 
-from dlq.expectations import Expectations, Frames, validate
+import pytest
 
+from dlq.expectations import QUIET, Expectations, Frames, validate
+
+os.environ.update(QUIET)  # what is forked has it from the start
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -42,3 +46,11 @@ class Forked(Here):
     def check(self, frames: Frames) -> list[dict[str, Any]]:
         with ProcessPoolExecutor(1, FORKS) as pool:
             return pool.submit(validate, frames).result()
+
+
+@pytest.fixture(autouse=True)
+def forked_expectations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folders whose conftest imports it: every proof is checked in a forked process."""
+    from dlq import conservation
+
+    monkeypatch.setattr(conservation, "Expectations", Forked)

@@ -6,9 +6,9 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -26,37 +26,34 @@ def shared(kind: type[Service], request: pytest.FixtureRequest) -> Service:
     folder: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    record, config = folder / f"{kind.__name__}.json", request.config
-    with _locked(folder / f"{kind.__name__}.lock"):
-        if record.exists():
-            where = json.loads(record.read_text())
-            _hold(Path(where["users"]), config)
-            return kind(Path(where["folder"]), port=where["port"])
-        service = kind().__enter__()
+    record, lock = folder / f"{kind.__name__}.json", folder / f"{kind.__name__}.lock"
+    with _locked(lock):
+        first = not record.exists()
+        if first:
+            service = kind().__enter__()
+            record.write_text(json.dumps({"folder": str(service.folder), "port": service.port}))
+        else:
+            at = json.loads(record.read_text())
+            service = kind(Path(at["folder"]), port=at["port"])
         users = folder / f"{kind.__name__}-{service.port}.users"
-        record.write_text(
-            json.dumps({"users": str(users), "folder": str(service.folder), "port": service.port})
-        )
+        if not first:  # one of its users, until this process ends in whatever way
+            using = ExitStack()
+            using.enter_context(_locked(users, fcntl.LOCK_SH))
+            request.config.add_cleanup(using.close)
+            return service
 
     def stop() -> None:
-        with _locked(folder / f"{kind.__name__}.lock"):
+        with _locked(lock):
             record.unlink()  # who comes now starts another
         with _locked(users):
             service.stop()
 
-    config.add_cleanup(stop)
+    request.config.add_cleanup(stop)
     return service
 
 
-def _hold(users: Path, config: pytest.Config) -> None:
-    """Be one of the users, until this process ends in whatever way."""
-    held = users.open("a")
-    fcntl.flock(held, fcntl.LOCK_SH)
-    config.add_cleanup(held.close)
-
-
 @contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
+def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+        fcntl.flock(file, how)
+        yield

@@ -75,9 +75,10 @@ def _alone(connection: Connection, service: str, config: Config) -> Any:
 
 
 @functools.cache
-def _session(*of: str | None) -> boto3.Session:
+def _session(
+    key: str | None, secret: str | None, token: str | None, region: str | None, profile: str | None
+) -> boto3.Session:
     """One for all clients of the same keys: each reads the services' descriptions anew, 0.1 s of CPU."""
-    key, secret, token, region, profile = of
     return boto3.Session(key, secret, token, region, profile_name=profile)
 
 

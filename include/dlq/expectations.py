@@ -16,6 +16,9 @@ from dlq.errors import DlqError
 Frames = dict[str, list[dict[str, Any]]]
 """Small tables by name: ``accounts``, ``ranges``, ``jobs`` and ``open``."""
 
+QUIET = {"GX_ANALYTICS_ENABLED": "false", "TQDM_DISABLE": "1"}
+"""The environment in which Great Expectations is imported: it sends nothing home and draws no bars."""
+
 _TIMEOUT_S = 180
 
 
@@ -23,14 +26,13 @@ class Expectations:
     """The checking process: started on entry, so that it imports while the witnesses are read."""
 
     def __enter__(self) -> Self:
-        quiet = {**os.environ, "GX_ANALYTICS_ENABLED": "false", "TQDM_DISABLE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dlq.expectations"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=quiet,
+            env={**os.environ, **QUIET},
         )
         return self
 

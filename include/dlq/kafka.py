@@ -161,12 +161,11 @@ def watermarks(client: Consumer, name: str, parts: list[int]) -> dict[int, tuple
     """Log start and last stable offset of each partition (the client's isolation decides: read committed)."""
     found = {}
     for part in parts:
-        ask = partial(client.get_watermark_offsets, TopicPartition(name, part), cached=False)
+        place = TopicPartition(name, part)
         try:
-            low, high = _asked(ask)
+            found[part] = _asked(partial(client.get_watermark_offsets, place, cached=False))
         except KafkaException as error:
             raise SourceError(f"{name}/{part}: offsets can't be read: {reason(error)}") from error
-        found[part] = (low, high)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from airflow.sdk import DAG
+from tests.forks import forked_expectations as forked_expectations
 
 from dlq.config import load_queue
 from dlq.drain import Drain
@@ -29,11 +30,6 @@ DAGS = ROOT / "dags"
 
 def no_connection(conn_id: str) -> Any:
     raise AssertionError(f"{conn_id} was asked for")
-
-
-@pytest.fixture(autouse=True)
-def _expectations(forked_expectations: None) -> None:
-    """Every proof is checked in a forked process."""
 
 
 @dataclass

@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.forks import forked_expectations as forked_expectations
 from tests.integration.rig import Rig, rigs
 from tests.integration.sqs_rig import SqsRig, sqs_rigs
 from tests.sqs_faults import SqsFaults
 
 from dlq_demo.broker import Broker
 from dlq_demo.elasticmq import ElasticMq
-
-
-@pytest.fixture(autouse=True)
-def _expectations(forked_expectations: None) -> None:
-    """Every proof is checked in a forked process."""
 
 
 @pytest.fixture
